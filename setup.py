@@ -17,6 +17,6 @@ setup(
     packages=find_packages(include=['telemetry_loop', 'telemetry_loop.*']), include_package_data=True,
     python_requires='>=' + facts['min_python'],
     install_requires=facts['requirements'].split(),
-    extras_require={'dev': facts['dev_requirements'].split()},
+    extras_require={extra: facts[f'{extra}_requirements'].split() for extra in ('dev', 'spark', 'bench')},
     entry_points={'console_scripts': facts['console_scripts'].split()},
 )
