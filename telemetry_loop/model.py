@@ -90,7 +90,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     "Cross-entropy and both gradients in one pass over slices of tokens."
     @staticmethod
     def forward(ctx, state, table, target, cells):
-        total, g_state, g_table = state.new_zeros(()), torch.empty_like(state), torch.zeros_like(table)
+        total, g_state, g_table = torch.zeros((), dtype=torch.float64), torch.empty_like(state), torch.zeros_like(table)
         step = max(1, cells//len(table))
         for s in range(0, len(state), step):
             h, t = state[s:s+step], target[s:s+step, None]
@@ -98,12 +98,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             z -= z.max(1, keepdim=True).values
             at = z.gather(1, t)
             mass = z.exp_().sum(1, keepdim=True)
-            total += (mass.log() - at).sum()
+            total += (mass.log() - at).sum(dtype=torch.float64)
             z /= mass                                        # softmax
             z.scatter_add_(1, t, torch.full_like(at, -1.))   # minus one-hot
             torch.mm(z, table, out=g_state[s:s+step]); g_table.addmm_(z.T, h)
         ctx.save_for_backward(g_state/len(state), g_table/len(state))
-        return total/len(state)
+        return (total/len(state)).to(state.dtype)
     @staticmethod
     def backward(ctx, grad): return grad*ctx.saved_tensors[0], grad*ctx.saved_tensors[1], None, None
 
