@@ -39,9 +39,11 @@ def gpd_shape(
 )->float:              # k; > 0 heavy, < 0 bounded
     "Shape of a generalised Pareto distribution (Zhang & Stephens 2009, posterior mean over a grid)."
     m = len(excess)
+    if excess[0] == excess[-1]: return -math.inf  # ties: the weights end there
     grid = 30 + int(math.sqrt(m))
     b = 1/excess[-1] + (1 - np.sqrt(grid/(np.arange(1, grid+1) - .5))) / (3*excess[int(m/4 + .5) - 1])
     k = np.log1p(-b[:,None]*excess).mean(1)
+    b, k = b[k != 0], k[k != 0]
     log_likelihood = m*(np.log(-b/k) - k - 1)
     posterior = np.exp(log_likelihood - log_likelihood.max())
     b = (b*posterior).sum() / posterior.sum()
@@ -108,7 +110,7 @@ def _mean_weight_checks(weight, cluster, due, limits, looks=1, where=''):
     if not math.isfinite(se): se = math.inf  # a single cluster says nothing
     text = f'mean_weight: the weights{where} average {gap + due:.3f} where {due:.3g} is due; the logged propensities are not the probabilities that chose; check how they are logged'
     if abs(gap) - limits.mean_weight_tolerance > norm.isf(.0005/looks)*se: return [text], []
-    return [], [text] if abs(gap) > max(norm.isf(.005)*se, 1e-9) else []
+    return [], [text] if abs(gap) > max(norm.isf(.005)*se, 1e-4) else []
 
 # %% ../nbs/41_support.ipynb #4f4bd8d7
 def support_verdict(
