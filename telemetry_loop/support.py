@@ -22,12 +22,15 @@ def importance_weight(
     "How much more often the target policy would have done what the log shows."
     target_prob, propensity = np.asarray(target_prob, float), np.asarray(propensity, float)
     if (bad := int((~(propensity > 0)).sum())): raise TelemetryError(f'propensity has {bad} values not above 0; every logged action needs a positive propensity; drop or repair those rows')
-    return target_prob / propensity
+    with np.errstate(over='ignore'): weight = target_prob / propensity
+    if (bad := int((~np.isfinite(weight)).sum())): raise TelemetryError(f'propensity has {bad} values so near 0 that the weights are infinite; a real propensity is far larger; drop or repair those rows')
+    return weight
 
 def effective_sample_size(weight:np.ndarray)->float: # between 1 and n
     "How many equally weighted rows carry as much information: (sum w)^2 / sum w^2 (Kish 1965)."
-    total = weight.sum()
-    return float(total**2 / (weight**2).sum()) if total > 0 else 0.
+    if not (top := weight.max()) > 0: return 0.
+    share = weight/top  # no overflow, however large
+    return float(share.sum()**2 / (share**2).sum())
 
 def max_weight_share(weight:np.ndarray)->float: # 0..1
     "The part of all weight that one row carries."

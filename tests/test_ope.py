@@ -1,0 +1,262 @@
+"OPE: identities, refusals, and intervals held against a known truth, with methods that must fail beside them."
+import json
+import numpy as np, pandas as pd, pytest
+from hypothesis import given, settings, strategies as st
+from telemetry_loop import ope
+from telemetry_loop.config import TelemetryError, read_json, write_json
+from telemetry_loop.ope import OpeConfig, cross_fit, dm, dr, evaluate, evaluate_log, evidence, ips, snips
+from telemetry_loop.support import DEFAULT_LIMITS, widening
+from telemetry_loop.estimate import standard_error
+
+SEED, REPLICATIONS = 20261, 400  # declared once
+COVER = (.9175, .98)             # 95 % within 3 binomial standard errors of 400 replications
+
+def softmax(x):
+    e = np.exp(x - x.max(1, keepdims=True)); return e/e.sum(1, keepdims=True)
+
+class World:
+    "Contextual bandit: the expected reward of every action is known."
+    def __init__(self, actions=10, logged=0., target=2.2, base=1.5):
+        self.taste, self.logged, self.target, self.base = np.random.default_rng(5).normal(size=(5, actions))/np.sqrt(5), logged, target, base
+        self.truth = self.draw(np.random.default_rng(99), 400_000)['v'].mean()
+    def draw(self, rng, n=2000):
+        score = rng.normal(size=(n, 5)) @ self.taste
+        like, p, q = 1/(1 + np.exp(-score - self.base)), softmax(self.logged*score), softmax(self.target*score)
+        i, a = np.arange(n), (p.cumsum(1) > rng.random((n, 1))).argmax(1)
+        return dict(reward=(rng.random(n) < like[i, a])*1., propensity=p[i, a], target_prob=q[i, a], q=like[i, a], v=(q*like).sum(1))
+
+def result(d, model=lambda q: q): return evaluate(d['reward'], d['propensity'], d['target_prob'], q_logged=model(d['q']), v_target=model(d['v']))
+covers = lambda e, truth: e.ci_lower <= truth <= e.ci_upper
+width = lambda e: e.ci_upper - e.ci_lower
+
+@pytest.fixture(scope='module')
+def study():
+    "Four hundred logs of one world; the reward model is half right."
+    world, rng = World(), np.random.default_rng(SEED)
+    logs = [world.draw(rng) for _ in range(REPLICATIONS)]
+    return world.truth, logs, [result(d, lambda q: .5*q + .3) for d in logs]
+
+def test_intervals_cover(study):
+    truth, logs, results = study
+    assert 400 < np.median([r.support.ess for r in results]) < 900 and np.mean([r.support.verdict == 'trust' for r in results]) > .9
+    trusted = [r for r in results if r.support.verdict == 'trust']
+    for name in ('ips', 'snips', 'dr'):
+        assert COVER[0] <= np.mean([covers(r.estimates[name], truth) for r in trusted]) <= COVER[1], name
+
+def test_gains_cover(study):
+    world, (truth, logs, results) = World(), study
+    earned = World(target=0.).truth  # uniform logging
+    for name in ('ips', 'snips', 'dr'):
+        assert COVER[0] <= np.mean([covers(r.gains[name], truth - earned) for r in results if r.support.verdict == 'trust']) <= COVER[1], name
+
+def test_naive_methods_fail_in_the_same_harness(study):
+    truth, logs, results = study
+    assert all(r.estimates['dm'].ci_lower is None and r.gains['dm'].ci_lower is None for r in results)  # not a CI, not shown as one
+    def dm_covers(d):
+        value, influence = dm(.5*d['v'] + .3)
+        return abs(value - truth) < 1.96*standard_error(influence)
+    assert np.mean([dm_covers(d) for d in logs]) < .1
+    clipped = np.array([ips(d['reward'], np.minimum(d['target_prob']/d['propensity'], 3))[0] for d in logs]) - truth
+    assert clipped.mean() < -10*clipped.std()/np.sqrt(REPLICATIONS)  # a clipped weight is a bias downwards
+
+def test_unbiased(study):
+    truth, logs, results = study
+    for name in ('ips', 'snips', 'dr'):
+        error = np.array([r.estimates[name].value for r in results]) - truth
+        assert abs(error.mean()) <= 4*error.std(ddof=1)/np.sqrt(REPLICATIONS), name
+
+def test_delta_method_width(study):
+    _, logs, results = study
+    ratio = np.mean([width(r.estimates['snips'])/width(r.estimates['ips']) for r in results])
+    assert ratio <= .4
+    fixed = np.mean([2*1.96*np.std(d['target_prob']/d['propensity']*d['reward'])/np.sqrt(2000) for d in logs])  # the denominator held fixed
+    assert fixed > 2.5*np.mean([width(r.estimates['snips']) for r in results])
+
+def test_a_neighbour_is_told_apart_by_the_paired_difference():
+    d = World().draw(np.random.default_rng(SEED), 5000)
+    near = evaluate(d['reward'], d['propensity'], .9*d['propensity'] + .1*d['target_prob'])
+    assert width(near.estimates['snips'])/width(near.gains['snips']) >= 3
+
+def test_widened_intervals_cover_where_normal_ones_do_not():
+    world, rng = World(actions=20, logged=-1., target=1., base=0.), np.random.default_rng(SEED)
+    results = [result(world.draw(rng), lambda q: .8*q + .1) for _ in range(REPLICATIONS)]
+    widened = [r for r in results if r.support.verdict == 'widen']
+    assert len(widened) > 150
+    for name in ('snips', 'dr'): assert np.mean([covers(r.estimates[name], world.truth) for r in widened]) >= .96, name
+    assert np.mean([covers(r.estimates['ips'], world.truth) for r in widened]) >= .94
+    def normal(r, e): return abs(e.value - world.truth) <= width(e)/2/widening(r.support)*1.96
+    assert np.mean([normal(r, r.estimates['ips']) for r in widened]) < .94  # about .90
+
+def test_poor_overlap_claims_nothing():
+    world, rng = World(actions=20, logged=-2.5, target=3., base=0.), np.random.default_rng(SEED)
+    for _ in range(50):
+        r = result(world.draw(rng))
+        assert r.support.verdict == 'refuse'
+        assert all(e.value is not None and e.ci_lower is None for e in r.estimates.values())
+        assert all(e.value is None and e.ci_lower is None for e in [*r.gains.values(), *r.relative.values()])
+
+# ---------------------------------------------------------------- identities
+@st.composite
+def logs(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 10**6))); n = draw(st.integers(2, 300))
+    return dict(reward=rng.normal(size=n), propensity=rng.uniform(.05, 1, n), target_prob=rng.uniform(.01, 1, n)), rng
+
+@settings(deadline=None, max_examples=40)
+@given(logs(), st.floats(-100, 100))
+def test_identities(log, c):
+    d, rng = log; n = len(d['reward']); w = d['target_prob']/d['propensity']; zero = np.zeros(n)
+    assert snips(d['reward'] + c, w)[0] == pytest.approx(snips(d['reward'], w)[0] + c, abs=1e-12*max(1, abs(c)))
+    assert dr(d['reward'], w, zero, zero)[0] == pytest.approx(ips(d['reward'], w)[0], abs=1e-12)
+    same = evaluate(d['reward'], d['propensity'], d['propensity'])
+    assert same.estimates['ips'].value == pytest.approx(d['reward'].mean(), abs=1e-12) and same.support.ess == pytest.approx(n, abs=1e-9)
+    assert same.support.verdict == 'refuse' or same.gains['ips'].value == pytest.approx(0, abs=1e-12)
+    q, v, user, order = rng.normal(size=n), rng.normal(size=n), rng.integers(5, size=n), rng.permutation(n)
+    a = evaluate(**d, q_logged=q, v_target=v, cluster=user)
+    b = evaluate(**{k: x[order] for k, x in d.items()}, q_logged=q[order], v_target=v[order], cluster=user[order])
+    for name in a.estimates:
+        for x, y in ((a.estimates[name], b.estimates[name]), (a.gains[name], b.gains[name])):
+            assert (x.value is None) == (y.value is None) and (x.value is None or x.value == pytest.approx(y.value, abs=1e-10))
+            assert (x.ci_lower is None) == (y.ci_lower is None) and (x.ci_lower is None or x.ci_lower == pytest.approx(y.ci_lower, abs=1e-9))
+
+def test_relative_gain_is_the_quotient():
+    r = result(World().draw(np.random.default_rng(SEED), 4000))
+    assert r.relative['dr'].value == pytest.approx(r.gains['dr'].value/r.logging.value)
+    assert r.relative['dr'].ci_lower < r.relative['dr'].value < r.relative['dr'].ci_upper
+    assert r.scale(3).gains['dr'].ci_upper == pytest.approx(3*r.gains['dr'].ci_upper) and r.scale(3).relative == r.relative
+
+def test_repeated_users_lengthen_the_interval():
+    d = World().draw(np.random.default_rng(SEED), 500)
+    rows = {k: np.repeat(d[k], 8) for k in ('reward', 'propensity', 'target_prob')}
+    alone, together = evaluate(**rows), evaluate(**rows, cluster=np.repeat(np.arange(500).astype(str), 8))
+    assert width(together.gains['snips']) > 2.7*width(alone.gains['snips'])
+
+# ---------------------------------------------------------------- refusals
+ONE = np.ones(4)
+@pytest.mark.parametrize('change, says', [
+    (dict(propensity=[0, .5, -1, 1]), 'propensity has 2 values <= 0; every logged action needs a positive propensity'),
+    (dict(propensity=[2, .5, 1, 1]), 'propensity has 1 values > 1'),
+    (dict(propensity=[np.nan, .5, None, 1]), 'propensity has 2 values that are missing'),
+    (dict(propensity=['high', .5, 1, 1]), 'propensity has 1 values that are missing or no finite numbers'),
+    (dict(reward=[np.inf, 1, 1, 1]), 'reward has 1 values'),
+    (dict(target_prob=[1.5, -.1, 1, 1]), r'target_prob has 2 values outside 0\.\.1'),
+    (dict(target_prob=[0, 0, 0, 0]), 'target_prob is 0 in all 4 rows'),
+    (dict(target_prob=[1, 1]), 'target_prob has 2 values and reward has 4'),
+    (dict(reward=[], propensity=[], target_prob=[]), 'the log has 0 rows'),
+    (dict(q_logged=ONE), 'only one of q_logged and v_target'),
+    (dict(q_logged=ONE, v_target=[1., np.nan, 1, 1]), 'v_target has 1 values'),
+    (dict(cluster=['a', None, 'b', 'b']), 'cluster has 1 missing values'),
+    (dict(cluster=['a']), 'cluster has 1 values and reward has 4')])
+def test_bad_input_is_refused_in_one_line(change, says):
+    with pytest.raises(TelemetryError, match=says) as e: evaluate(**(dict(reward=ONE, propensity=ONE/2, target_prob=ONE/2) | change))
+    assert '\n' not in str(e.value) and str(e.value).count(';') >= 2
+
+# ---------------------------------------------------------------- the door
+@pytest.fixture
+def table():
+    rng = np.random.default_rng(SEED); p = np.array([.4, .3, .2, .1]); a = rng.choice(4, 4000, p=p)
+    return pd.DataFrame(dict(item=np.array(list('wxyz'))[a], place=rng.integers(3, size=4000), click=(rng.random(4000) < (a + 1)/5)*1, prob=p[a], new=np.array([.1, .2, .3, .4])[a], user=rng.integers(400, size=4000)))
+
+@pytest.mark.parametrize('kind', ['csv', 'parquet'])
+def test_a_log_on_disk(tmp_path, table, kind):
+    path = tmp_path/f'log.{kind}'
+    table.to_csv(path, index=False) if kind == 'csv' else table.to_parquet(path)
+    found = evaluate_log(path, 'item', 'click', 'prob', 'uniform', position='place', cluster='user')
+    assert list(found) == ['estimates', 'support'] and list(found['estimates']) == ['ips', 'snips']
+    assert set(found['support']) == {'verdict', 'reasons', 'ess', 'mean_weight', 'max_weight', 'max_weight_share', 'khat'}
+    assert set(found['estimates']['ips']) == {'value', 'ci_lower', 'ci_upper', 'n'}
+    assert found['estimates']['snips']['ci_lower'] < .5 < found['estimates']['snips']['ci_upper']
+    found = evaluate_log(path, 'item', 'click', 'prob', 'new')
+    assert found['estimates']['snips']['ci_lower'] < .6 < found['estimates']['snips']['ci_upper']
+    json.dumps(found, allow_nan=False)
+
+def test_the_door_refuses_in_one_line(tmp_path, table):
+    path = tmp_path/'log.csv'; table.to_csv(path, index=False)
+    with pytest.raises(TelemetryError, match="log.csv has no column 'klick'; it has item, place, click, prob, new, user;"): evaluate_log(path, 'item', 'klick', 'prob', 'uniform')
+    with pytest.raises(TelemetryError, match='is not a file'): evaluate_log(tmp_path/'no.csv', 'item', 'click', 'prob', 'uniform')
+    (tmp_path/'bad.parquet').write_text('no table'); (tmp_path/'empty.csv').write_text('')
+    for name in ('bad.parquet', 'empty.csv'):
+        with pytest.raises(TelemetryError, match='cannot be read as a table'): evaluate_log(tmp_path/name, 'item', 'click', 'prob', 'uniform')
+    table.assign(prob=0.).to_csv(path, index=False)
+    with pytest.raises(TelemetryError, match='propensity has 4000 values <= 0'): evaluate_log(path, 'item', 'click', 'prob', 'uniform')
+    table[:0].to_csv(path, index=False)
+    with pytest.raises(TelemetryError, match='0 rows'): evaluate_log(path, 'item', 'click', 'prob', 'uniform')
+
+def test_a_tampered_log_is_refused_as_an_answer(tmp_path, table):
+    path = tmp_path/'log.csv'; table.assign(prob=table.prob/2).to_csv(path, index=False)
+    found = evaluate_log(path, 'item', 'click', 'prob', 'uniform')
+    assert found['support']['verdict'] == 'refuse' and found['support']['reasons'][0].startswith('mean_weight')
+    assert found['estimates']['ips']['value'] > .9 and found['estimates']['ips']['ci_lower'] is None
+
+# ---------------------------------------------------------------- the stage
+CFG = OpeConfig(folds=5, trees=30, leaves=8, min_leaf=50, estimator='dr')
+
+def slates(n=2000, k=3, m=8, seed=SEED, signal=1.):
+    "Uniform logging over m candidates, k places, five decisions a user; -> rows, candidates, true gain per decision."
+    rng = np.random.default_rng(seed); i = np.arange(n)[:, None]
+    score = rng.normal(size=(n, m)); prob = softmax(score)
+    shown = np.argsort(rng.random((n, m)), axis=1)[:, :k]
+    like = 1/(1 + np.exp(1 - signal*score)); reward = (rng.random((n, k)) < like[i, shown])*1.
+    name = np.char.add('d', np.arange(n).astype(str))
+    rows = pd.DataFrame(dict(decision_id=np.repeat(name, k), user_id=np.repeat(np.char.add('u', (np.arange(n)//5).astype(str)), k), position=np.tile(np.arange(k), n), item_id=shown.ravel().astype(str),
+        reward=reward.ravel(), clicked=1 - reward.ravel(), satisfied=reward.ravel(), hidden=(rng.random(n*k) < .02)*1., propensity=1/m, target_prob=prob[i, shown].ravel(), score=score[i, shown].ravel(),
+        log_popularity=rng.normal(size=n*k), event_time=pd.Timestamp('2026-01-01'), seq=np.repeat(np.arange(n), k)))
+    cand = pd.DataFrame(dict(decision_id=np.repeat(name, k*m), position=np.tile(np.repeat(np.arange(k), m), n), item_id=np.tile(np.arange(m).astype(str), n*k), target_prob=np.repeat(prob, k, axis=0).ravel(),
+        score=np.repeat(score, k, axis=0).ravel(), log_popularity=0.))
+    return rows, cand, k*float(((prob - 1/m)*like).sum(1).mean())
+
+def test_the_model_never_sees_its_own_answer():
+    rows, candidates, _ = slates(signal=0.)
+    rows['score'] = np.random.default_rng(0).normal(size=len(rows)); rows['reward'] = np.random.default_rng(1).normal(size=len(rows))
+    big = OpeConfig(folds=3, trees=60, leaves=31, min_leaf=1, estimator='dr')
+    q, _ = cross_fit(rows, candidates, big, 7)
+    assert abs(np.corrcoef(q, rows.reward)[0, 1]) < .05  # pure noise: an in-sample fit would correlate by .4 or more
+    from sklearn.ensemble import HistGradientBoostingRegressor
+    seen = HistGradientBoostingRegressor(max_iter=60, min_samples_leaf=1).fit(rows[ope.FEATURES], rows.reward).predict(rows[ope.FEATURES])
+    assert np.corrcoef(seen, rows.reward)[0, 1] > .4
+
+def test_cross_fit_is_repeatable_and_aligned():
+    rows, candidates, _ = slates(600)
+    q, v = cross_fit(rows, candidates, CFG, 7)
+    shuffled = candidates.sample(frac=1, random_state=1)
+    q2, v2 = cross_fit(rows, shuffled, CFG, 7)
+    assert np.array_equal(q, q2) and np.allclose(v, v2, atol=1e-12)
+    order = np.random.default_rng(2).permutation(len(rows))
+    v3 = cross_fit(rows.iloc[order].reset_index(drop=True), candidates, CFG, 7)[1]
+    assert np.corrcoef(v3, v[order])[0, 1] > .99
+    with pytest.raises(TelemetryError, match='candidates disagree with rows in 3 places'): cross_fit(rows, candidates[candidates.decision_id != 'd3'], CFG, 7)
+    with pytest.raises(TelemetryError, match='rows have 1 user'): cross_fit(rows[:15], candidates[candidates.decision_id.isin(rows[:15].decision_id)], CFG, 7)
+
+def test_gain_per_decision_covers_the_truth():
+    found = []
+    for seed in range(20):
+        rows, candidates, truth = slates(800, seed=SEED + seed)
+        q, v = cross_fit(rows, candidates, CFG, 7)
+        found.append(covers(evaluate(rows.reward, rows.propensity, rows.target_prob, q_logged=q, v_target=v, cluster=rows.user_id).scale(3).gains['dr'], truth))
+    assert sum(found) >= 16
+
+def test_stage(tmp_path, monkeypatch):
+    import yaml
+    monkeypatch.chdir(tmp_path)
+    rows, candidates, truth = slates()
+    def stage(rows, candidates):
+        (tmp_path/'artifacts/policy').mkdir(parents=True, exist_ok=True)
+        rows.to_parquet('artifacts/policy/rows.parquet'); candidates.to_parquet('artifacts/policy/candidates.parquet')
+        write_json('metrics/policy.json', {'unsupported_mass': {'value': 0. if len(rows) else None, 'ci_lower': None, 'ci_upper': None, 'n': len(rows)}})
+        ope.run(); return read_json('metrics/ope.json')
+    from dataclasses import asdict
+    (tmp_path/'params.yaml').write_text(yaml.safe_dump(dict(run=dict(seed=7, threads=2, engine='duckdb'), ope=asdict(CFG), support=asdict(DEFAULT_LIMITS))))
+    first = stage(rows, candidates)
+    text, weights = (tmp_path/'metrics/ope.json').read_text(), (tmp_path/'artifacts/ope/weights.parquet').read_bytes()
+    assert first['support']['verdict'] == 'trust' and first['gain']['dr']['ci_lower'] < truth < first['gain']['dr']['ci_upper']
+    assert set(first['gain']) == {'ips', 'snips', 'dr'} and set(first['estimates']) == {'ips', 'snips', 'dm', 'dr'}
+    assert first['estimates']['dm']['ci_lower'] is None
+    assert first['logging']['value'] == pytest.approx(rows.reward.sum()/rows.decision_id.nunique())
+    assert first['clicks_gain']['value'] == pytest.approx(-first['gain']['dr']['value'], rel=.2)  # clicked = 1 - reward here
+    assert abs(first['complaints_gain']['value']) < .03 and first['n_decisions'] == 2000 and first['n_users'] == 400
+    stage(rows, candidates)
+    assert (tmp_path/'metrics/ope.json').read_text() == text and (tmp_path/'artifacts/ope/weights.parquet').read_bytes() == weights
+    none = stage(rows[:0], candidates[:0])  # a log without propensities: an answer, no number
+    assert none['support']['verdict'] == 'refuse' and none['support']['reasons'][0].startswith('no_propensities')
+    assert set(none) == set(first) and all(e['value'] is None for e in [*none['gain'].values(), *none['estimates'].values(), none['logging']])
+    halved = stage(rows.assign(propensity=rows.propensity/2), candidates)
+    assert halved['support']['verdict'] == 'refuse' and halved['gain']['dr']['value'] is None and halved['estimates']['ips']['value'] is not None

@@ -1,0 +1,107 @@
+"Support: the verdict on logs whose overlap is known by construction."
+import math
+import numpy as np, pytest
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra.numpy import arrays
+from telemetry_loop.config import TelemetryError, load_params
+from telemetry_loop.support import (DEFAULT_LIMITS, Support, SupportConfig, effective_sample_size, gpd_shape, importance_weight,
+                                    max_weight_share, mean_weight_gap, pareto_khat, support_verdict, widening)
+
+SEED = 20260 # declared once
+names = lambda s: [r.split(':')[0] for r in s.reasons]
+
+def softmax(x):
+    e = np.exp(x - x.max(1, keepdims=True)); return e/e.sum(1, keepdims=True)
+
+def weights(rng, n=2000, actions=10, logged=0., target=2.5):
+    "Weights of a softmax target against a softmax logger, over random contexts."
+    score = rng.normal(size=(n, 5)) @ np.random.default_rng(5).normal(size=(5, actions))/np.sqrt(5)
+    p, q = softmax(logged*score), softmax(target*score)
+    i, a = np.arange(n), (p.cumsum(1) > rng.random((n, 1))).argmax(1)
+    return q[i, a]/p[i, a]
+
+GOOD, POOR = dict(logged=0., target=2.5), dict(actions=20, logged=-2.5, target=3.)
+
+def test_good_overlap_is_trusted_and_poor_overlap_refused():
+    rng = np.random.default_rng(SEED)
+    good, poor = ([support_verdict(weights(rng, **kind)) for _ in range(300)] for kind in (GOOD, POOR))
+    assert 430 < np.median([s.ess for s in good]) < 630 and np.median([s.ess for s in poor]) < 20
+    assert np.mean([s.verdict == 'refuse' for s in good]) <= .02
+    assert np.mean([s.verdict == 'trust' for s in good]) >= .9
+    assert np.mean([s.verdict == 'refuse' for s in poor]) >= .98
+    assert np.mean(['heavy_tail' in names(s) and 'low_ess' in names(s) for s in poor]) >= .9
+
+def test_halved_propensities_are_refused_by_name():
+    rng = np.random.default_rng(SEED)
+    found = [support_verdict(2*weights(rng, **GOOD)) for _ in range(200)]
+    assert all(s.verdict == 'refuse' and names(s) == ['mean_weight'] for s in found)
+    assert names(support_verdict(np.full(500, 2.))) == ['mean_weight']  # equal policies: no spread to hide in
+    assert names(support_verdict(np.full(500, .5))) == ['mean_weight']
+
+def test_a_floored_row_is_refused_although_the_mean_weight_passes():
+    w = np.append(weights(np.random.default_rng(SEED), **GOOD), 3000.)
+    gap, se = mean_weight_gap(w)
+    assert abs(gap/se) < 1.96
+    s = support_verdict(w)
+    assert s.verdict == 'refuse' and {'one_row', 'low_ess'} <= set(names(s)) and 'mean_weight' not in names(s)
+    assert s.max_weight_share > .5
+
+def test_users_not_rows_are_independent():
+    w = np.repeat(np.random.default_rng(SEED).lognormal(-.5, 1, 60), 50)  # sixty users, fifty equal rows each
+    user = np.repeat(np.arange(60), 50)
+    assert mean_weight_gap(w, user)[1] > 6*mean_weight_gap(w)[1]
+    s = support_verdict(w, user)
+    assert s.ess_clusters == pytest.approx(s.ess/50) and 'few_clusters' in names(s)
+    assert widening(s) > 3
+
+def test_unsupported_mass_is_due_to_be_missing():
+    w = .97*np.ones(5000)
+    assert names(support_verdict(w, unsupported_mass=.03)) == []
+    assert 'mean_weight' in names(support_verdict(w))
+    assert support_verdict(np.full(5000, .9), unsupported_mass=.1).verdict == 'refuse' and 'unsupported' in names(support_verdict(np.full(5000, .9), unsupported_mass=.1))
+
+def test_two_groups_whose_errors_cancel_are_told_apart():
+    w = np.repeat([.5, 1.5], 1000); group = np.repeat([0, 1], 1000)
+    assert support_verdict(w).verdict == 'trust'
+    assert support_verdict(w, group=group).verdict == 'refuse' and 'group 0' in support_verdict(w, group=group).reasons[0]
+
+@pytest.mark.parametrize('k', [.1, .5, 1., 1.8])
+def test_shape_of_a_pareto_tail(k):
+    rng = np.random.default_rng(SEED)
+    found = np.mean([pareto_khat(rng.pareto(1/k, 4000) + 1) for _ in range(30)])
+    assert abs(found - k) < .1 + .1*k
+
+def test_shape_when_there_is_none():
+    assert pareto_khat(np.ones(100)) == -math.inf and math.isnan(pareto_khat(np.ones(10)))
+    assert pareto_khat(np.repeat([.1, 9.], [900, 100])) == -math.inf  # bounded: ties at the top
+    with np.errstate(all='raise'): assert pareto_khat(np.repeat([.1, 3., 9.], [1500, 400, 100])) < .7
+
+def test_widen_is_longer_than_trust_and_refuse_claims_nothing():
+    of = lambda verdict, ess: widening(Support(verdict, (), ess, ess, 1., 2., .01, .1, 0.))
+    assert of('trust', 300) == pytest.approx(1.959964) and of('refuse', 300) is None
+    assert of('widen', 1e6) == pytest.approx(2.5758, abs=1e-3) and of('widen', 100) == pytest.approx(3.2498, abs=1e-3) and of('widen', 5) > 10
+
+def test_limits_come_from_params_and_match_the_documented_ones():
+    assert load_params(SupportConfig, 'support') == DEFAULT_LIMITS
+
+def test_limits_decide():
+    from dataclasses import replace
+    w = weights(np.random.default_rng(SEED), **GOOD)
+    assert support_verdict(w, limits=replace(DEFAULT_LIMITS, trust_ess=1000.)).verdict == 'widen'
+    assert support_verdict(w, limits=replace(DEFAULT_LIMITS, min_ess=1000.)).verdict == 'refuse'
+
+def test_bad_propensity():
+    for bad in (0., -1., np.nan):
+        with pytest.raises(TelemetryError, match='propensity has 1 values not above 0'): importance_weight([1., 1.], [bad, .5])
+
+@settings(deadline=None, max_examples=60)
+@given(arrays(float, st.integers(1, 400), elements=st.floats(0, 1e6)), st.floats(.01, 100))
+def test_any_weights_get_a_verdict(w, by):
+    if w.sum() == 0: w = w + 1
+    s = support_verdict(w)
+    assert s.verdict in ('trust', 'widen', 'refuse') and (s.verdict == 'trust') == (not s.reasons)
+    assert 1 - 1e-9 <= s.ess <= len(w) + 1e-6
+    assert effective_sample_size(by*w) == pytest.approx(s.ess) and max_weight_share(by*w) == pytest.approx(s.max_weight_share)
+    order = np.random.default_rng(0).permutation(len(w))
+    assert support_verdict(w[order]).verdict == s.verdict
+    assert all(v is None or isinstance(v, (str, list)) or math.isfinite(v) for v in s.as_dict().values())
