@@ -99,7 +99,7 @@ def folder_digest(path)->str: # md5 ending in `.dir`
     path = Path(path)
     files = sorted(p for p in path.rglob('*') if p.is_file())
     entries = [{'md5':file_digest(p), 'relpath':p.relative_to(path).as_posix()} for p in files]
-    return hashlib.md5(json.dumps(sorted(entries, key=lambda e: tuple(e['relpath'].split('/')))).encode()).hexdigest() + '.dir'
+    return hashlib.md5(json.dumps(sorted(entries, key=lambda e: e['relpath'])).encode()).hexdigest() + '.dir'
 
 # %% ../nbs/00_config.ipynb #e4f089d7
 def code_digest(

@@ -8,7 +8,7 @@ __all__ = ['Estimate', 'count', 'standard_error', 'wald', 'mean', 'Verdict', 'Cr
 # %% ../nbs/02_estimate.ipynb #e4bd76b3
 from dataclasses import dataclass, asdict
 import math
-import numpy as np
+import numpy as np, pandas as pd
 from scipy.stats import norm
 from .config import TelemetryError
 
@@ -42,7 +42,7 @@ def standard_error(
     "Standard error of a mean of influences, cluster-robust when `cluster` is given."
     n = len(residual)
     if cluster is None: return float(np.std(residual, ddof=1)/np.sqrt(n)) if n > 1 else math.nan
-    codes = np.unique(cluster, return_inverse=True)[1]
+    codes = pd.factorize(np.asarray(cluster))[0]
     sums = np.bincount(codes, weights=residual - residual.mean())
     g = len(sums)
     return float(np.sqrt(g/(g-1)*(sums**2).sum())/n) if g > 1 else math.nan

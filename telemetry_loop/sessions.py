@@ -43,14 +43,14 @@ def outcomes(
     "What followed each shown item."
     decisions = events.filter(events.type == 'decision')
     decisions = decisions.mutate(nth=ibis.row_number().over(group_by='decision_id', order_by=['received_time', 'event_time']))
-    decisions = decisions.filter(decisions.nth == 0)[['decision_id', 'event_time', 'slate']]
+    decisions = decisions.filter(decisions.nth == 0)[['decision_id', 'user_id', 'event_time', 'slate']]
     shown = decisions.unnest('slate', offset='position').rename(item_id='slate', decided='event_time')
     acts = events.filter(events.type.isin(['click', 'heartbeat', 'conversion', 'complaint']) & events.decision_id.notnull())[['decision_id', 'item_id', 'type', 'elapsed', 'event_time']]
     joined = shown.join(acts, ['decision_id', 'item_id'])
     joined = joined.filter((joined.event_time >= joined.decided) & (joined.event_time.epoch_seconds() - joined.decided.epoch_seconds() <= 3600*attribution_hours))
     is_ = lambda kind: (joined.type == kind).any()
     found = joined.group_by(['decision_id', 'item_id']).agg(clicked=is_('click'), dwell=joined.elapsed.max(), converted=is_('conversion'), hidden=is_('complaint'))
-    t = shown.left_join(found, ['decision_id', 'item_id']).select(shown.decision_id, shown.position, shown.item_id,
+    t = shown.left_join(found, ['decision_id', 'item_id']).select(shown.decision_id, shown.user_id, shown.position, shown.item_id,
         *[found[c].fill_null(False).name(c) for c in ('clicked', 'converted', 'hidden')], found.dwell.fill_null(0.).name('dwell'))
     return t.mutate(satisfied=t.clicked & (t.dwell >= satisfied_seconds))
 
@@ -101,7 +101,7 @@ def run():
     clicks = events.filter((events.type == 'click') & events.decision_id.notnull())
     joined = int(clicks.semi_join(outcome.filter(outcome.clicked), ['decision_id', 'item_id']).count().execute())
     o = o.sort_values(['decision_id', 'position'])
-    rate = lambda name: mean(o[name].to_numpy(), o['decision_id'].to_numpy()).as_dict()
+    rate = lambda name: mean(o[name].to_numpy(), o['user_id'].to_numpy()).as_dict()
     minutes = (s['end'] - s['start']).dt.total_seconds().to_numpy()/60
     write_json('metrics/sessions.json', {'sessions': len(s), 'decisions': int(o['decision_id'].nunique()), 'positions': len(o), 'users': int(s['user_id'].nunique()),
         'visit_minutes': mean(minutes, s['user_id'].to_numpy()).as_dict(), **{f'{name}_rate': rate(name) for name in ('clicked', 'satisfied', 'converted', 'hidden')},

@@ -55,7 +55,7 @@ def _catalogue(cfg:SimulateConfig, rng)->dict:
     "Latent facts of the items, one row each, in order of arrival."
     n = cfg.items + cfg.new_items*RESERVE
     category = rng.integers(0, cfg.categories, n)
-    traits = .85*rng.normal(size=(cfg.categories, DIMS))[category] + .5*rng.normal(size=(n, DIMS))
+    traits = .9*rng.normal(size=(cfg.categories, DIMS))[category] + .45*rng.normal(size=(n, DIMS))
     quality = rng.normal(size=n)
     return dict(category=category, traits=traits, quality=quality, appeal=rng.normal(size=n),
                 clickbait=np.clip(rng.beta(1.2, 3, n) - .1*quality, 0, 1),
@@ -73,13 +73,13 @@ def outcome_means(
     pull:float,           # `SimulateConfig.clickbait`
 )->tuple:                 # P(click | looked at), mean satisfaction, P(hide | click)
     "The three numbers from which everything a user does is drawn; any one shape."
-    click = expit(-2.5 + 1.3*affinity + .7*appeal + pull*bait)
-    joy = .4 + .9*affinity + .7*quality - 2.2*bait
+    click = expit(-2.9 + 1.8*affinity + .5*appeal + pull*bait)
+    joy = .5 + 1.2*affinity + .7*quality - 2.2*bait
     return click, joy, expit(-3.8 - joy + bait)
 
 def p_long(joy:np.ndarray)->np.ndarray: # P(dwell >= LONG | click)
-    "Log dwell is normal: log 22 + .8 (joy + N(0, .5)) + N(0, .6) (seconds)."
-    return ndtr((np.log(22/LONG) + .8*joy)/np.sqrt((.8*.5)**2 + .6**2))
+    "Log dwell is normal: log 24 + .8 (joy + N(0, .5)) + N(0, .6) (seconds)."
+    return ndtr((np.log(24/LONG) + .8*joy)/np.sqrt((.8*.5)**2 + .6**2))
 
 # %% ../nbs/10_simulate.ipynb #3ccb1233
 _STAMP = "strftime({}, '%Y-%m-%dT%H:%M:%S.%gZ')"
@@ -202,7 +202,7 @@ def _wave(self:World, policy, rows, clock, u, rng, log):
     p_click, joy_mean, p_hide = self.effects(rows[:, None], items)
     joy = joy_mean + .5*u['joy']
     clicked = shown & (u['click'] < EXAMINE(np.arange(k))*p_click)
-    dwell = np.round(np.clip(22*np.exp(.8*joy + .6*u['dwell']), 1, 900), 1)*clicked
+    dwell = np.round(np.clip(24*np.exp(.8*joy + .6*u['dwell']), 1, 900), 1)*clicked
     long = clicked & (dwell >= LONG)
     hidden, bought, asked = clicked & (u['hide'] < p_hide), clicked & (u['buy'] < expit(-4 + joy)), clicked & (u['ask'] < .02)
     for j in range(k): # what is known next time

@@ -1,0 +1,91 @@
+"The simulated product: a known truth, common luck, and telemetry that keeps the plan where it should."
+import dataclasses, json
+from pathlib import Path
+import numpy as np, pytest
+from scipy.special import expit
+from telemetry_loop.config import TelemetryError, from_dict
+from telemetry_loop.policy import PolicyConfig, bootstrap_policy, model_policy, Policy
+from telemetry_loop.schema import Contexts
+from telemetry_loop.simulate import EXAMINE, LONG, SimulateConfig, World, outcome_means, p_long
+from conftest import small_params
+
+CFG, POLICY = from_dict(SimulateConfig, small_params()['simulate'], 'simulate'), from_dict(PolicyConfig, small_params()['policy'], 'policy')
+
+def read(folder): return [l for f in sorted(Path(folder).iterdir()) for l in f.read_text().splitlines()]
+def parsed(lines):
+    out = []
+    for l in lines:
+        try: out.append(json.loads(l))
+        except json.JSONDecodeError: pass
+    return out
+
+@pytest.fixture(scope='module')
+def lived(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('world'); world = World(CFG, 3)
+    return world, world.live(bootstrap_policy(POLICY), 6, to=folder), read(folder)
+
+def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path, lived):
+    for seed in (3, 4): World(CFG, seed).live(bootstrap_policy(POLICY), 6, to=tmp_path/str(seed))
+    assert read(tmp_path/'3') == lived[2] != read(tmp_path/'4')
+
+def test_logging_changes_nothing_about_life(lived):
+    silent = World(CFG, 3).live(bootstrap_policy(POLICY), 6)
+    assert all((getattr(silent, f.name) == getattr(lived[1], f.name)).all() for f in dataclasses.fields(silent))
+
+def test_windows_add_up(tmp_path):
+    "Six days at once are three days twice: the log of a longer life begins with the log of a shorter one."
+    world = World(CFG, 3)
+    for _ in range(2): world.live(bootstrap_policy(POLICY), 3, to=tmp_path/'two')
+    World(CFG, 3).live(bootstrap_policy(POLICY), 6, to=tmp_path/'one')
+    assert read(tmp_path/'one') == read(tmp_path/'two')
+
+def test_long_dwell_has_the_closed_form():
+    rng = np.random.default_rng(0)
+    for joy in (-1., 0., 1.):
+        dwell = 24*np.exp(.8*(joy + .5*rng.normal(size=400_000)) + .6*rng.normal(size=400_000))
+        assert abs((dwell >= LONG).mean() - p_long(np.array(joy))) < .004
+
+def test_value_at_is_what_the_log_earns_on_policy(lived):
+    "The truth at logged contexts must agree with what users did there under the policy that logged, within noise."
+    world, life, lines = lived
+    events = {e['event_id']: e for e in parsed(lines) if e['event_time'] != 'yesterday'}
+    decisions = sorted((e for e in events.values() if e['type'] == 'decision'), key=lambda e: e['decision_id'])
+    clicks = sum(e['type'] == 'click' for e in events.values()); hidden = sum(e['type'] == 'complaint' for e in events.values())
+    m = CFG.candidates
+    pad = lambda xs: list(xs) + ['']*(m - len(xs))
+    day = {str(d): i for i, d in enumerate(np.datetime64(CFG.start) + np.arange(7))}
+    index = lambda ids: np.searchsorted(world.item_ids, ids)
+    offered = np.array([pad(d['candidates']) for d in decisions])
+    popular = np.array([np.where(row == '', 0, world.clicks[day[d['event_time'][:10]]][np.minimum(index(row), len(world.item_ids)-1)]) for d, row in zip(decisions, offered)])
+    contexts = Contexts(user_id=np.array([d['user_id'] for d in decisions]), time=np.array([d['event_time'][:-1] for d in decisions], 'datetime64[ms]'), candidates=offered,
+                        popularity=popular, history=np.full((len(decisions), 1), ''), personalise=np.ones(len(decisions), bool))
+    for reward, count in ((dict(clicked=1.), clicks), (dict(hidden=1.), hidden)):
+        truth = world.value_at(contexts, bootstrap_policy(POLICY), reward, samples=30)
+        assert abs(truth.sum() - count) < 4*np.sqrt(count) + .01*count
+
+def test_propensities_are_those_of_the_draw(lived):
+    "Over many decisions, mean of 1/propensity of the first item shown is the number of candidates on offer (Horvitz & Thompson)."
+    decisions = {e['event_id']: e for e in parsed(lived[2]) if e['type'] == 'decision' and e['event_time'] != 'yesterday'}.values()
+    ratio = np.array([1/d['propensities'][0]/len(d['candidates']) for d in decisions])
+    assert abs(ratio.mean() - 1) < 4*ratio.std()/np.sqrt(len(ratio))
+    assert all(set(d['slate']) <= set(d['candidates']) and len(d['slate']) == len(set(d['slate'])) == len(d['propensities']) for d in decisions)
+    assert sorted(d['seq'] for d in decisions) == sorted(set(d['seq'] for d in decisions))
+
+def test_satisfaction_not_clicks_brings_people_back():
+    "Turning the pull of goodwill off makes the return rate deaf to satisfaction; with it, clickbait costs returns."
+    click, joy, hide = outcome_means(0., 0., 0., np.array([0., 1.]), CFG.clickbait)
+    assert click[1] > click[0] and joy[1] < joy[0] and hide[1] > hide[0]
+    def gap(goodwill):
+        world = World(dataclasses.replace(CFG, goodwill=goodwill), 5); world.live(bootstrap_policy(POLICY), 3)
+        class Cheat:
+            version = 'truth'
+            def __init__(self, sign): self.sign = sign
+            def scores(self, c):
+                u = np.searchsorted(world.user_ids, c.user_id)[:, None]; i = np.minimum(np.searchsorted(world.item_ids, c.candidates), len(world.item_ids)-1)
+                click, joy, _ = world.effects(u, i); return self.sign*4*joy
+        lives = [world.value(Policy(Cheat(s), POLICY, 'cheat', 1., .05), 10).visited.mean() for s in (1, -1)]
+        return lives[0] - lives[1]
+    assert gap(2.) > .03 and abs(gap(0.)) < 1e-12
+
+def test_a_world_without_days_left_says_so():
+    with pytest.raises(TelemetryError, match='holds items for 400 days'): World(CFG, 1).live(bootstrap_policy(POLICY), 401)
