@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['left_aligned', 'Shape', 'Block', 'SequenceModel', 'chunked_cross_entropy']
 
-# %% ../nbs/32_model.ipynb #645ff070
+# %% ../nbs/32_model.ipynb #7cd0acd1
+import os
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # read when torch loads: threads that wait for each other sleep instead of burning a shared core
 from dataclasses import dataclass
 import numpy as np, torch
 from torch import nn
@@ -95,14 +97,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for s in range(0, len(state), step):
             h, t = state[s:s+step], target[s:s+step, None]
             z = h @ table.T
-            z -= z.max(1, keepdim=True).values
-            at = z.gather(1, t)
-            mass = z.exp_().sum(1, keepdim=True)
-            total += (mass.log() - at).sum(dtype=torch.float64)
-            z /= mass                                        # softmax
-            z.scatter_add_(1, t, torch.full_like(at, -1.))   # minus one-hot
-            torch.mm(z, table, out=g_state[s:s+step]); g_table.addmm_(z.T, h)
-        ctx.save_for_backward(g_state/len(state), g_table/len(state))
+            p = torch.softmax(z, 1)                          # its largest entry is 1/mass, so log mass = max z - log max p
+            total += (z.amax(1) - p.amax(1).log() - z.gather(1, t)[:, 0]).sum(dtype=torch.float64)
+            p.scatter_add_(1, t, p.new_full(t.shape, -1.))   # minus one-hot
+            torch.mm(p, table, out=g_state[s:s+step]); g_table.addmm_(p.T, h)
+        ctx.save_for_backward(g_state.div_(len(state)), g_table.div_(len(state)))
         return (total/len(state)).to(state.dtype)
     @staticmethod
     def backward(ctx, grad): return grad*ctx.saved_tensors[0], grad*ctx.saved_tensors[1], None, None
