@@ -99,7 +99,7 @@ def difference(
     ours:np.ndarray, theirs:np.ndarray, # (users,) the same users under two policies
 )->Estimate:                            # mean paired difference
     "Paired difference over users."
-    return mean(ours - theirs)
+    return mean(np.asarray(ours, float) - theirs)
 
 def compare_lives(ours, theirs)->dict: # of `Lived`; name -> Estimate
     "How much better people lived under the first of two policies."

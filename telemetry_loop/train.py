@@ -11,12 +11,13 @@ __all__ = ['TrainConfig', 'Targets', 'targets_as_of', 'pad_left', 'rank_targets'
 from dataclasses import dataclass, asdict
 from pathlib import Path
 import hashlib,io,json,os,shutil,tempfile,time
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 from tqdm import tqdm
 from .config import TelemetryError, RunConfig, load_params, read_json, write_json, file_digest, folder_digest, code_digest
 from .metrics import rank_of_target, ndcg, summarise, paired
 from .baselines import MostPopular, ItemKNN, GapMarkov
-from .model import SequenceModel, Shape, chunked_cross_entropy, left_aligned
+from .model import SequenceModel, Shape, chunked_cross_entropy, left_aligned # before torch: it says how threads wait
+import torch
 
 # %% ../nbs/33_train.ipynb #122420e9
 @dataclass(frozen=True)
