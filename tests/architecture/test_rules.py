@@ -67,7 +67,10 @@ def stage_deps_are_closures(root):
         name = VERB_MODULE.get(cmd[1], cmd[1])
         if name not in trees: found.append(f'{stage} runs the verb {name!r}, which has no module'); continue
         deps = [d if isinstance(d, str) else next(iter(d)) for d in body.get('deps', [])]
-        code, want = {d for d in deps if d.startswith(PACKAGE + '/')}, {f'{PACKAGE}/{m}.py' for m in closure(name, trees)}
+        used = closure(name, trees)
+        if any(d.startswith('reports/') for d in deps): # a report stage runs its notebooks, so what they import counts too
+            used |= {m for p in (root/'reports').glob('*.ipynb') for c in cells(p) if is_code(c) for i in imported(tree(c['source'])) for m in closure(i, trees)}
+        code, want = {d for d in deps if d.startswith(PACKAGE + '/')}, {f'{PACKAGE}/{m}.py' for m in used}
         found += [f'{stage} lacks the dependency {d}' for d in sorted(want - code)] + [f'{stage} depends on {d}, which it does not import' for d in sorted(code - want)]
         inputs = [d for d in deps if d not in code]
         found += [f'{stage} reads {d}, which is neither data, a stage output, a report nor a release' for d in inputs
