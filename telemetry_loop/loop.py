@@ -150,7 +150,7 @@ def live_rounds(
             policies[key(live)] = live
         ours, theirs = world.value(live, cfg.horizon), world.value(start, cfg.horizon)
         told.append({'round': r, 'verdict': card['verdict'], 'promoted': bool(promoted), 'policy': key(live), 'support': ope['support']['verdict'],
-            'promised_gain': ope['gain'].get('dr'), 'true_gain': true['gain'].as_dict(), 'true_value': true['candidate'].as_dict(),
+            'promised_gain': ope['gain'].get('dr'), 'true_gain': true['gain'].as_dict(), 'promised_value': ope['estimates'].get('dr'), 'model_opinion': ope['estimates'].get('dm'), 'true_value': true['candidate'].as_dict(),
             'life': {k: e.as_dict() for k,e in ours.estimates().items()}, 'life_minus_bootstrap': {k: e.as_dict() for k,e in compare_lives(ours, theirs).items()}})
         if r < rounds: world.live(live, cfg.days, to=Path('data'), progress=progress)
     return {'rounds': told, 'data_digest': folder_digest('data'), 'seed': world.seed}

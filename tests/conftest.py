@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest, yaml
 
 ROOT = Path(__file__).parent.parent
-TINY = {'simulate': dict(users=500, items=150, new_items=2, days=12, categories=6, candidates=16)}
+TINY = {'simulate': dict(users=500, items=150, new_items=2, days=12, categories=6, candidates=16), 'loop': dict(days=7, horizon=14)}
 
 def small_params(**sections)->dict:
     "The repository's params with the sections changed as named."
     params = yaml.safe_load((ROOT/'params.yaml').read_text())
-    for name, change in (TINY | sections).items(): params[name] = params[name] | change
+    for change in (TINY, sections):
+        for name, values in change.items(): params[name] = params[name] | values
     return params
 
 @pytest.fixture(scope='session')
