@@ -36,7 +36,7 @@ $(STAMP): $(LOCKS) settings.ini setup.py
 
 loop: setup ## telemetry in, report out: simulate if data/ is missing, then run the pipeline
 	@$(BIN)/telemetry-loop simulate --if-missing
-	@$(BIN)/dvc repro --quiet
+	@$(BIN)/dvc repro
 	@$(BIN)/telemetry-loop status
 	@echo 'report: artifacts/reports/index.html'
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IngestConfig', 'connect', 'read_lines', 'judge', 'first_deliveries', 'run']
 
-# %% ../nbs/20_ingest.ipynb #a7032190
-import re
+# %% ../nbs/20_ingest.ipynb #bd2d07f4
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 import ibis, ibis.expr.datatypes as dt
@@ -28,6 +28,7 @@ def connect(
     if run.engine != 'duckdb': raise TelemetryError(f'run.engine is {run.engine!r}; the engine it knows is duckdb; correct it in params.yaml')
     con = ibis.duckdb.connect(threads=run.threads, temp_directory='runs/duckdb')
     con.raw_sql("SET lambda_syntax='ENABLE_SINGLE_ARROW'") # Ibis 12 still writes `x -> ..`, which DuckDB 2 otherwise refuses
+    if sys.stderr.isatty(): con.raw_sql('SET enable_progress_bar=true') # shown after two seconds
     return con
 
 def read_lines(

@@ -10,6 +10,7 @@ __all__ = ['PolicyConfig', 'choice_weights', 'draw_slates', 'position_marginals'
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
+from tqdm import tqdm
 from .config import RunConfig, TelemetryError, load_params, write_json
 from .schema import Contexts, Slates
 from .estimate import mean
@@ -187,7 +188,8 @@ def run():
     usable = test[[p is not None for p in test['position_propensities']] if len(test) else []].reset_index(drop=True)
     recommender = Recommender.load('artifacts/train')
     policy = model_policy(recommender, cfg)
-    rows, candidates = replay(policy, usable, contexts_of(usable, features))
+    parts = [replay(policy, some := usable.iloc[a:a+5000].reset_index(drop=True), contexts_of(some, features)) for a in tqdm(range(0, max(1, len(usable)), 5000), desc='replay', delay=2, disable=None)]
+    rows, candidates = [pd.concat(tables, ignore_index=True) for tables in zip(*parts)]
     Path('artifacts/policy').mkdir(parents=True, exist_ok=True)
     rows.to_parquet('artifacts/policy/rows.parquet', index=False); candidates.to_parquet('artifacts/policy/candidates.parquet', index=False)
     covered = candidates.groupby(['decision_id', 'position'])['target_prob'].sum().to_numpy()

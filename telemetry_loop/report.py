@@ -117,7 +117,7 @@ def render(
     from papermill.exceptions import PapermillExecutionError
     with tempfile.TemporaryDirectory() as tmp, warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        try: papermill.execute_notebook(str(path), f'{tmp}/out.ipynb', parameters, kernel_name='python3', language='python', progress_bar=progress)
+        try: papermill.execute_notebook(str(path), f'{tmp}/out.ipynb', parameters, kernel_name='python3', language='python', progress_bar=progress, extra_arguments=['--log-level=ERROR'])
         except PapermillExecutionError as e: raise TelemetryError(f'report {name} stopped: {e.ename}: {(str(e.evalue).splitlines() or [""])[0]}') from None
         nb = timeless(nbformat.read(f'{tmp}/out.ipynb', as_version=4))
     write_text(Path(to)/f'{name}.ipynb', json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n')

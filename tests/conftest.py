@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, yaml
 
 ROOT = Path(__file__).parent.parent
-TINY = {'simulate': dict(users=500, items=150, new_items=2, days=12, categories=6, candidates=16), 'loop': dict(days=7, horizon=14)}
+TINY = {'simulate': dict(users=500, items=150, new_items=2, days=12, categories=6, candidates=16), 'loop': dict(days=7, horizon=14), 'run': dict(threads=1)}
 
 def small_params(**sections)->dict:
     "The repository's params with the sections changed as named."

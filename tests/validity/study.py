@@ -15,7 +15,7 @@ def small_world(seed:int, rounds:int)->dict: # one world: what was promised and 
     from telemetry_loop.loop import live_rounds
     with tempfile.TemporaryDirectory() as tmp, contextlib.chdir(tmp):
         params = small_params()
-        params['run'] = params['run'] | dict(seed=seed, threads=1)
+        params['run'] = params['run'] | dict(seed=seed)
         Path('params.yaml').write_text(yaml.safe_dump(params))
         told = live_rounds(rounds, progress=False)
         return told | {'ope': json.loads(Path('metrics/ope.json').read_text())}
