@@ -49,7 +49,7 @@ def _people(cfg:SimulateConfig, rng)->dict:
     return dict(segment=segment, age=age, lean=lean, taste=lean + rng.normal(0, .8, (cfg.users, DIMS)),
                 activity=rng.normal(-.2, .8, cfg.users), goodwill=np.zeros(cfg.users),
                 arrives=np.where(rng.random(cfg.users) < .8, 0, rng.integers(1, 2*cfg.days + 1, cfg.users)),
-                personalise=rng.random(cfg.users) >= cfg.no_consent)
+                consents=(agrees := rng.random(cfg.users) >= cfg.no_consent), personalise=agrees.copy())
 
 def _catalogue(cfg:SimulateConfig, rng)->dict:
     "Latent facts of the items, one row each, in order of arrival."
@@ -91,6 +91,7 @@ def _lines(
     first:int,          # number of the first event
     rng,                # decides the mess
     cfg:SimulateConfig,
+    app:str,            # version of the app in use
 )->tuple:               # arrow table (received, line), events numbered
     "Tables to raw log lines, in order of arrival, mess included."
     import pyarrow as pa
@@ -111,7 +112,7 @@ def _lines(
         own = [c for c in table if c not in ('time', 'user', 'item', 'decision')]
         parts = ["event_id: 'e' || lpad(number::VARCHAR, 10, '0')", f"type: '{kind}'", f"schema_version: '{VERSION}'",
                  f"event_time: {_STAMP.format('time')}", f"sent_time: {_STAMP.format('sent')}", f"received_time: {_STAMP.format('received')}"]
-        parts += [f'{name}_id: {sql}' for name, sql in _NAMES.items() if name in table] + ([f"app_version: '3.{1 + first % 3}.0'"] if kind not in ('decision', 'request', 'item') else [])
+        parts += [f'{name}_id: {sql}' for name, sql in _NAMES.items() if name in table] + ([f"app_version: '{app}'"] if kind not in ('decision', 'request', 'item') else [])
         whole = 'to_json({' + ', '.join(parts + [f'{c}: {c}' for c in own]) + '})::VARCHAR'
         wrong = 'to_json({' + ', '.join([p for p in parts if not p.startswith(('event_time', 'user_id'))] + ["event_time: 'yesterday'", 'user_id: 17']) + '})::VARCHAR'
         found.append(con.sql(f'SELECT received, number, CASE broken WHEN 0 THEN {whole} WHEN 2 THEN left({whole}, 60) ELSE {wrong} END AS line FROM happened').arrow().read_all())
@@ -238,6 +239,9 @@ def _day(self:World, policy, log:list|None):
     comes = (p['arrives'] <= self.day) & (rng.random(n) < expit(-.1 + p['activity'] + cfg.goodwill*p['goodwill'] + WEEK[weekday]))
     start = HOUR*np.interp(rng.random(n)*RHYTHM[-1], np.r_[0, RHYTHM], np.arange(23))
     wants, twice, later = 1 + rng.geometric(.36, (n, 2)) - (rng.random((n, 2)) < .5), comes & (rng.random(n) < .2), rng.random(n)
+    switch = np.flatnonzero(comes & p['consents'] & (rng.random(n) < .003))                     # some turn personalisation off, or on again
+    p['personalise'][switch] ^= True
+    self.switched = dict(user=switch, at=np.maximum(0, start[switch] - 5))
     luck = self._rng('luck', self.day); decide = self._rng('decide', self.day)
     shape = (2, waves, n, cfg.slate)
     u = {name: luck.random(shape) for name in ('click', 'hide', 'buy', 'ask')} | {name: luck.normal(size=shape) for name in ('joy', 'dwell')} | {'pause': luck.normal(size=shape[:3])}
@@ -267,7 +271,9 @@ def _tables(self:World, log:list, day:int)->dict: # type -> columns
     out = dict(item=dict(time=np.repeat(midnight, len(born)), item=born, category=np.char.add('c', self.stock['category'][born].astype(str))),
                account=dict(time=np.repeat(midnight, len(new)), user=new, segment=np.array(SEGMENTS)[self.people['segment'][new]], age_band=np.array(AGE_BANDS)[self.people['age'][new]]),
                consent=dict(time=np.repeat(midnight, 4*len(new)), user=np.repeat(new, 4), purpose=np.tile(purposes, len(new)),
-                            granted=np.where(np.tile(purposes == 'personalisation', len(new)), np.repeat(self.people['personalise'][new], 4), True)))
+                            granted=np.where(np.tile(purposes == 'personalisation', len(new)), np.repeat(self.people['consents'][new], 4), True)))
+    who = self.switched['user']
+    out['control'] = dict(time=midnight + ms(self.switched['at']), user=who, action=np.where(self.people['personalise'][who], 'on', 'off'))
     if not log: return out
     join = lambda name: np.concatenate([w[name] for w in log])
     rows, time, items, shown, clicked, decision = [join(k) for k in ('rows', 'time', 'items', 'shown', 'clicked', 'decision')]
@@ -318,7 +324,7 @@ def live(self:World,
         log, day = ([] if to is not None else None), self.day
         visited.append(self._day(policy, log))
         if to is None: continue
-        lines, self.events = _lines(con, self._tables(log, day), self.events, self._rng('mess', day), self.cfg)
+        lines, self.events = _lines(con, self._tables(log, day), self.events, self._rng('mess', day), self.cfg, f'3.{day//7}.0') # a release a week
         if self.pending is not None:
             import pyarrow as pa
             lines = pa.concat_tables([self.pending, lines]).sort_by([('received', 'ascending'), ('number', 'ascending')])

@@ -89,3 +89,12 @@ def test_satisfaction_not_clicks_brings_people_back():
 
 def test_a_world_without_days_left_says_so():
     with pytest.raises(TelemetryError, match='holds items for 400 days'): World(CFG, 1).live(bootstrap_policy(POLICY), 401)
+
+def test_every_event_of_the_plan_happens(lived):
+    "All but `interaction`, which is for imported histories; a control changes what the next decision may do."
+    from telemetry_loop.schema import EVENTS
+    events = {e['event_id']: e for e in parsed(lived[2]) if e['event_time'] != 'yesterday'}.values()
+    assert {e['type'] for e in events} == set(EVENTS) - {'interaction'}
+    off = {e['user_id'] for e in events if e['type'] == 'control' and e['action'] == 'off'}
+    assert off and not any(lived[0].people['personalise'][np.isin(lived[0].user_ids, list(off - {e['user_id'] for e in events if e['type'] == 'control' and e['action'] == 'on'}))])
+    assert len({e['app_version'] for e in events if 'app_version' in e}) == 1 + 5//7
