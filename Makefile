@@ -41,7 +41,7 @@ loop: setup ## telemetry in, report out: simulate if data/ is missing, then run 
 	@echo 'report: artifacts/reports/index.html'
 
 test: setup ## every test: chapters, architecture, pipeline, truth
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 validity: setup ## the full study of estimates against the simulator's truth
 	@$(BIN)/python tests/validity/study.py
