@@ -120,7 +120,7 @@ def contexts_of(
 
 # %% ../nbs/23_features.ipynb #ebb790ba
 def may_personalise(
-    changes:pd.DataFrame, # user_id, known_time, allowed (bool): consent given or withdrawn, control on or off
+    changes:pd.DataFrame, # user_id, known_time, allowed (bool): consent given or withdrawn, or the switch turned on or off
     user_id:np.ndarray, as_of:np.ndarray,
 )->np.ndarray:            # (n,) bool
     "Whether the last known word of each user allows personalisation; silence allows it."
@@ -168,9 +168,10 @@ def run():
     when, end = decisions['event_time'].to_numpy().astype('datetime64[ms]'), events['event_time'].to_numpy().astype('datetime64[ms]').max()
     word = lambda t, allowed: t[['user_id']].assign(known_time=t['received_time'], allowed=allowed)
     consent, control = events[(events['type'] == 'consent') & (events['purpose'] == 'personalisation')], events[(events['type'] == 'control') & events['action'].isin(['on', 'off'])]
-    changes = pd.concat([word(consent, consent['granted'].astype(bool)), word(control, control['action'] == 'on')])
+    agreed, switched = word(consent, consent['granted'].astype(bool)), word(control, control['action'] == 'on')
+    who = decisions['user_id'].to_numpy()
     decided = pd.DataFrame(dict(decision_id=decisions['decision_id'], user_id=decisions['user_id'], event_time=decisions['event_time'],
-        split=np.where(when > end - embargo, 'embargo', split_of(when, when, cuts, embargo)), personalise=may_personalise(changes, decisions['user_id'].to_numpy(), when)))
+        split=np.where(when > end - embargo, 'embargo', split_of(when, when, cuts, embargo)), personalise=may_personalise(agreed, who, when) & may_personalise(switched, who, when))) # consent and switch, both
     clicked = acts[acts['kind'] == 'clicked']
     popularity = clicked.assign(date=clicked['event_time'].dt.floor('D'), item=index.get_indexer(clicked['item_id'])).groupby(['date', 'item']).size().rename('clicks').reset_index()
     leaks = leakage(interactions, cuts, embargo, cfg.history)

@@ -39,7 +39,7 @@ def read_lines(
     files = sorted(p for p in Path(folder).glob('*.jsonl*') if p.is_file()) if Path(folder).is_dir() else []
     if not files: raise TelemetryError(f'{folder}/ holds no telemetry (*.jsonl, *.jsonl.gz); run `telemetry-loop simulate`, `telemetry-loop import`, or `dvc pull`')
     if not any(p.stat().st_size for p in files): raise TelemetryError(f'all {len(files)} files in {folder}/ are empty; telemetry has at least one line; bring data or remove them')
-    return con.read_csv([str(p) for p in files], table_name='lines', columns={'line': 'VARCHAR'}, header=False, delim='\x02', quote='', escape='', filename='file', auto_detect=False, max_line_size=16_000_000)
+    return con.read_csv([str(p) for p in files], table_name='lines', columns={'line': 'VARCHAR'}, header=False, delim='\x02\x03\x02\x03', quote='', escape='', filename='file', auto_detect=False, strict_mode=False, max_line_size=16_000_000) # a delimiter no line holds: one column
 
 # %% ../nbs/20_ingest.ipynb #d4e55bed
 @ibis.udf.scalar.builtin(name='json_valid')
@@ -73,7 +73,8 @@ def _keeps(rule:dict, text, number):
     if 'minimum' in rule: ok &= number >= rule['minimum']
     if 'maximum' in rule: ok &= number <= rule['maximum']
     if 'exclusiveMinimum' in rule: ok &= number > rule['exclusiveMinimum']
-    if rule['type'] == 'integer': ok &= number == number.floor()
+    if rule['type'] in ('integer', 'number'): ok &= number.notnull() & (number.abs() <= 1.7e308)             # NaN and infinity are no numbers
+    if rule['type'] == 'integer': ok &= (number.abs() <= 2**53) & (number % 1 == 0)
     return ok
 
 # %% ../nbs/20_ingest.ipynb #97b74831
@@ -88,7 +89,7 @@ def judge(
     t = t.mutate(kinds=ibis.ifelse(t.json, _types(t.line, paths), ibis.null('array<string>')), texts=ibis.ifelse(t.json, _texts(t.line, paths), ibis.null('array<string>')))
     kind, text = {n: t.kinds[i] for i,n in enumerate(names)}, {n: t.texts[i] for i,n in enumerate(names)}
     owners = {n: [e for e in EVENTS if n in ENVELOPE or n in EVENTS[e][1]] for n in names}
-    known = text['type'].isin(list(EVENTS))
+    known = text['type'].isin(list(EVENTS)).fill_null(False)
     cases = [(~t.json, 'not a JSON object'), (kind['type'].isnull(), 'type: missing'), (~known, 'type: not in the tracking plan')]
     values = {}
     for n in names:

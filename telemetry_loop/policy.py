@@ -64,13 +64,18 @@ def draw_slates(
 # %% ../nbs/40_policy.ipynb #775ab55f
 def _marginals_exact(w:np.ndarray, k:int)->np.ndarray: # (n, m), k <= 3 -> (n, m, k)
     "Sums over what stands above."
-    left = np.maximum(1 - w, 1e-300)
-    out = [w, w*((w/left).sum(1, keepdims=True) - w/left)]
+    m = w.shape[1]
+    other = w @ (1 - np.eye(m))                                                        # what is left without l, summed, not 1 - w_l
+    odds = np.divide(w, other, out=np.zeros_like(w), where=other > 0)
+    out = [w, w*(odds @ (1 - np.eye(m)))]
     if k == 3:
-        pair = (w/left)[:, :, None]*w[:, None, :]/np.maximum(1 - w[:, :, None] - w[:, None, :], 1e-12) # P(l first, m second) over what is left
-        pair[:, np.arange(w.shape[1]), np.arange(w.shape[1])] = 0
-        out.append(w*(pair.sum((1, 2))[:, None] - pair.sum(1) - pair.sum(2)))
-    return np.maximum(np.stack(out[:k], axis=2), 0)
+        a, b = w[:, :, None], w[:, None, :]
+        left = np.where(a >= b, other[:, :, None], other[:, None, :]) - np.minimum(a, b) # without l and m, the larger taken first
+        pair = np.divide(odds[:, :, None]*b, left, out=np.zeros_like(left), where=left > 0) # P(l first, m second) over what is left
+        pair[:, np.arange(m), np.arange(m)] = 0
+        with_i = pair.sum(1) + pair.sum(2)                                             # pairs that i is part of
+        out.append(w*(pair.sum((1, 2))[:, None] - with_i))
+    return np.clip(np.stack(out[:k], axis=2), 0, 1)
 
 # %% ../nbs/40_policy.ipynb #4c38edba
 def _marginals_race(w:np.ndarray, k:int, nodes:int=120)->np.ndarray: # (n, m), any k -> (n, m, k)

@@ -89,13 +89,14 @@ def run():
     run, cfg = load_params(RunConfig, 'run'), load_params(SessionsConfig, 'sessions')
     con, out = connect(run), Path('artifacts/sessions')
     events = con.read_parquet('artifacts/ingest/events.parquet')
-    out.mkdir(parents=True, exist_ok=True)
     visited = con.create_table('visited', visits(events, cfg.gap_minutes), temp=True)
     outcome = con.create_table('outcome', outcomes(events, cfg.attribution_hours, cfg.satisfied_seconds), temp=True)
+    decided = decisions_with_outcomes(visited, outcome, cfg.reward) # refuses unknown rewards before anything is written
     sessions = visited.group_by(['user_id', 'session_id']).agg(start=visited.event_time.min(), end=visited.event_time.max(), decisions=(visited.type == 'decision').sum(),
         clicks=(visited.type == 'click').sum(), events=visited.count()).order_by(['user_id', 'session_id'])
+    out.mkdir(parents=True, exist_ok=True)
     sessions.to_parquet(out/'sessions.parquet')
-    decisions_with_outcomes(visited, outcome, cfg.reward).to_parquet(out/'decisions.parquet')
+    decided.to_parquet(out/'decisions.parquet')
     acts(events, cfg.satisfied_seconds).to_parquet(out/'acts.parquet')
     s, o = sessions.execute(), outcome.execute()
     clicks = events.filter((events.type == 'click') & events.decision_id.notnull())

@@ -1,0 +1,254 @@
+"As of a moment, by both clocks: slow readings, backfills, seeded leaks, consent, and what must never be a feature."
+import contextlib, json
+import numpy as np, pandas as pd, pytest, yaml
+from hypothesis import given, settings, strategies as st
+from conftest import small_params
+from telemetry_loop import features
+from telemetry_loop.config import TelemetryError, folder_digest
+from telemetry_loop.features import contexts_of, history_matrix, leakage, may_personalise, popularity_asof, read_features, split_of, time_cuts
+from telemetry_loop.schema import SENSITIVE
+
+SEED = 23                                                              # of every random frame
+T0 = np.datetime64('2025-01-06T00:00:00.000', 'ms')
+moment = lambda ms: T0 + np.asarray(ms, dtype='int64').astype('timedelta64[ms]')
+hours = lambda h: np.timedelta64(int(3600*h), 's')
+quick = settings(max_examples=120, deadline=None, derandomize=True, database=None)
+
+def frame(rows): # (user, item, event ms, known ms) -> interactions as the stage sorts them
+    t = pd.DataFrame(rows, columns=['user_id', 'item', 'event_time', 'known_time']).astype({'user_id': str, 'item': 'int32'})
+    return t.assign(event_time=moment(t['event_time']), known_time=moment(t['known_time'])).sort_values(['user_id', 'event_time'], kind='stable').reset_index(drop=True)
+
+# --- histories
+
+happened = st.lists(st.tuples(st.sampled_from('abc'), st.integers(0, 9), st.integers(0, 12), st.sampled_from([0, 0, 1, 5, 20, -2])).map(lambda r: (*r[:2], r[2], r[2] + r[3])), max_size=16) # some clocks run ahead
+asked = st.lists(st.tuples(st.sampled_from('abcd'), st.integers(0, 30)), max_size=8)
+
+def slow_history(acts, user, as_of, length):
+    past = [r.item for r in acts.itertuples() if r.user_id == user and r.event_time < as_of and r.known_time < as_of][-length:]
+    return [-1]*(length - len(past)) + past
+
+@quick
+@given(happened, asked, st.integers(1, 5))
+def test_histories_read_the_same_slowly(rows, ask, length):
+    acts, when = frame(rows), moment([t for _, t in ask])
+    got = history_matrix(acts, np.array([u for u, _ in ask], dtype=object), when, length)
+    assert got.shape == (len(ask), length) and got.tolist() == [slow_history(acts, u, t, length) for (u, _), t in zip(ask, when)]
+
+def test_long_histories_read_the_same_slowly():
+    rng, n = np.random.default_rng(SEED), 1500
+    event = rng.integers(0, 10**6, n)
+    acts = frame(list(zip(rng.choice(list('abcdefg'), n), rng.integers(0, 99, n), event, event + np.where(rng.random(n) < .02, rng.integers(0, 10**5, n), 7))))
+    who, when = rng.choice(list('abcdefgh'), 100), moment(rng.integers(0, 10**6, 100))
+    assert history_matrix(acts, who, when, 20).tolist() == [slow_history(acts, u, t, 20) for u, t in zip(who, when)]
+
+@quick
+@given(happened, st.lists(st.tuples(st.sampled_from('abc'), st.integers(10, 19), st.integers(0, 30), st.integers(0, 50)), max_size=8), st.integers(0, 30), st.integers(1, 5))
+def test_what_becomes_known_later_changes_no_earlier_history(rows, late, as_of, length):
+    "Acts backfilled at `as_of` or after, wherever they happened, leave every history up to `as_of` as it was; so the batch reads what a stream would have."
+    backfill = [(u, i, e, max(e, as_of + wait)) for u, i, e, wait in late]
+    who, when = np.array(list('abcabc')), moment([as_of]*3 + [as_of//2]*3)
+    past = history_matrix(frame(rows), who, when, length)
+    assert np.array_equal(past, history_matrix(frame(rows + backfill), who, when, length))
+    assert np.array_equal(past, history_matrix(frame([r for r in rows if r[3] < as_of]), who, when, length))
+
+# --- popularity and permission
+
+@quick
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4), st.integers(1, 9)), max_size=12), st.lists(st.tuples(st.integers(0, 7), st.integers(0, 86_399_999)), max_size=5))
+def test_popularity_counts_every_earlier_day_and_nothing_of_today(rows, when):
+    day = lambda d: np.datetime64('2025-01-06', 'D') + np.asarray(d, dtype=int)
+    popularity = pd.DataFrame(dict(date=day([r[0] for r in rows]).astype('datetime64[ms]'), item=[r[1] for r in rows], clicks=[r[2] for r in rows])).astype(dict(item=int, clicks=int))
+    item = np.tile([3, -1, 0, 4], (len(when), 1))
+    got = popularity_asof(popularity, item, moment([86_400_000*d + ms for d, ms in when]), 5)
+    assert got.tolist() == [[0. if i < 0 else float(sum(c for d, j, c in rows if j == i and d < today)) for i in (3, -1, 0, 4)] for today, _ in when]
+
+@quick
+@given(st.lists(st.tuples(st.sampled_from('abc'), st.integers(0, 9), st.booleans()), max_size=8, unique_by=lambda r: r[:2]), asked)
+def test_the_last_word_known_before_decides(changes, ask):
+    said = pd.DataFrame(changes, columns=['user_id', 'known_time', 'allowed']).astype({'user_id': str, 'allowed': bool})
+    said['known_time'] = moment(said['known_time'])
+    last = lambda user, t: max([(k, a) for u, k, a in changes if u == user and k < t], default=(0, True))[1]
+    assert may_personalise(said, np.array([u for u, _ in ask], dtype=object), moment([t for _, t in ask])).tolist() == [last(u, t) for u, t in ask]
+
+# --- splits
+
+@quick
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 15)), min_size=1), st.integers(5, 15), st.integers(0, 20), st.integers(0, 8))
+def test_splits_are_windows_of_time_with_a_gap_between(rows, valid, more, embargo):
+    event, known = np.array([e for e, _ in rows]), np.array([e + k for e, k in rows])
+    cuts, gap = (valid, valid + more), embargo
+    split = split_of(moment(event), moment(known), (moment(cuts[0]), moment(cuts[1])), np.timedelta64(gap, 'ms'))
+    train, val, test, between = (split == s for s in ('train', 'valid', 'test', 'embargo'))
+    assert (train | val | test | between).all()
+    assert (known[train] < cuts[0]).all() and (known[val] < cuts[1]).all()
+    assert (event[val] >= cuts[0] + gap).all() and (event[test] >= cuts[1] + gap).all()
+    instant = split_of(moment(event), moment(event), (moment(cuts[0]), moment(cuts[1])), np.timedelta64(gap, 'ms'))  # nothing is lost beyond the gaps and what came late
+    assert set(event[instant == 'embargo']) <= set(range(cuts[0], cuts[0] + gap)) | set(range(cuts[1], cuts[1] + gap))
+    assert np.isin(split[instant != split], 'embargo').all() and (known >= cuts[0])[instant != split].all()
+
+@quick
+@given(st.integers(10, 300), st.floats(.02, .45), st.floats(.02, .45))
+def test_cuts_leave_the_asked_shares(n, valid_share, test_share):
+    times = moment(np.random.default_rng(n).permutation(10*n)[:n])
+    valid, test = time_cuts(times, valid_share, test_share)
+    assert abs((times >= test).sum() - test_share*n) <= 1 and abs(((times >= valid) & (times < test)).sum() - valid_share*n) <= 1.000001
+
+@pytest.mark.parametrize('shares', [(0, .2), (.2, 0), (.5, .5), (-.1, .2), (.2, 1.)])
+def test_shares_that_leave_nothing_are_refused(shares):
+    with pytest.raises(TelemetryError, match='valid_share .* must be above 0 and leave something to train on'): time_cuts(moment(np.arange(9)), *shares)
+
+# --- leakage
+
+CUTS, EMBARGO = (moment(600_000), moment(800_000)), np.timedelta64(20_000, 'ms')
+
+def clean(): # interactions split as the stage splits them
+    rng, n = np.random.default_rng(SEED), 500
+    event = rng.integers(0, 10**6, n)
+    acts = frame(list(zip(rng.choice(list('abcde'), n), rng.integers(0, 40, n), event, event + rng.choice([0, 0, 500, 90_000], n))))
+    return acts.assign(split=split_of(acts['event_time'].to_numpy(), acts['known_time'].to_numpy(), CUTS, EMBARGO))
+
+def when(t): return (t['event_time'].to_numpy().astype('datetime64[ms]'), t['known_time'].to_numpy().astype('datetime64[ms]'))
+
+SEEDED = { # kind of leak -> (rows that would leak, the split they are smuggled into)
+    'training on what happened after the cut':  (lambda e, k: (e >= CUTS[0]), 'train'),
+    'training on what was known after the cut': (lambda e, k: (e < CUTS[0]) & (k >= CUTS[0]), 'train'),
+    'validating on the training window':        (lambda e, k: (k < CUTS[0]), 'valid'),
+    'validating within the embargo':            (lambda e, k: (e >= CUTS[0]) & (e < CUTS[0] + EMBARGO), 'valid'),
+    'validating on what was known in the test': (lambda e, k: (e >= CUTS[0] + EMBARGO) & (e < CUTS[1]) & (k >= CUTS[1]), 'valid'),
+    'testing within the embargo':               (lambda e, k: (e >= CUTS[1]) & (e < CUTS[1] + EMBARGO), 'test'),
+    'testing on the validation window':         (lambda e, k: (e >= CUTS[0] + EMBARGO) & (e < CUTS[1]), 'test'),
+}
+
+@pytest.mark.parametrize('kind', SEEDED)
+def test_every_smuggled_row_is_counted(kind):
+    t = clean()
+    assert leakage(t, CUTS, EMBARGO, 5) == 0
+    rows = np.flatnonzero(SEEDED[kind][0](*when(t)))
+    assert len(rows) > 0
+    for some in (rows[:1], rows):
+        split = t['split'].to_numpy(dtype=object).copy(); split[some] = SEEDED[kind][1]
+        assert leakage(t.assign(split=split), CUTS, EMBARGO, 5) == len(some)
+
+HINDSIGHT = {
+    'sees the present':       lambda t, u, at, n: history_matrix(t, u, at + np.timedelta64(1, 'ms'), n),
+    'sees tomorrow':          lambda t, u, at, n: history_matrix(t, u, at + np.timedelta64(100_000, 'ms'), n),
+    'knows before it is told': lambda t, u, at, n: history_matrix(t.assign(known_time=t['event_time']), u, at, n),
+}
+
+@pytest.mark.parametrize('kind', HINDSIGHT)
+def test_histories_with_hindsight_are_counted(monkeypatch, kind):
+    t = clean()
+    monkeypatch.setattr(features, 'history_matrix', HINDSIGHT[kind])
+    assert leakage(t.assign(item=np.arange(len(t))), CUTS, EMBARGO, 5) > 20
+
+# --- the stage
+
+def stage(folder, acts, decisions=(), said=(), items=('i0', 'i1')): # said: (user, ms known, type, purpose or action, granted)
+    "A folder where ingest and sessions left these tables."
+    times = lambda name, ms: {name: moment(list(ms))}
+    none = dict(user_id=None, item_id=None, category=None, purpose=None, granted=None, action=None)
+    events = pd.DataFrame([none | dict(type='item', item_id=i, category='c', at=0) for i in items] + [none | dict(type=k, user_id=u, at=t) | (dict(purpose=what, granted=g) if k == 'consent' else dict(action=what)) for u, t, k, what, g in said])
+    events = events.assign(**times('event_time', events['at'] - 1), **times('received_time', events['at'])).drop(columns='at')
+    table = pd.DataFrame(acts, columns=['user_id', 'item_id', 'event', 'known', 'kind'])
+    made = pd.DataFrame([dict(decision_id=f'd{i}', user_id=u, at=t, candidates=['i0', 'i1'], slate=['i0']) for i, (u, t) in enumerate(decisions)], columns=['decision_id', 'user_id', 'at', 'candidates', 'slate'])
+    (folder/'artifacts/ingest').mkdir(parents=True); (folder/'artifacts/sessions').mkdir()
+    events.to_parquet(folder/'artifacts/ingest/events.parquet')
+    table.assign(**times('event_time', table['event']), **times('known_time', table['known'])).drop(columns=['event', 'known']).to_parquet(folder/'artifacts/sessions/acts.parquet')
+    made.assign(**times('event_time', made['at'])).drop(columns='at').to_parquet(folder/'artifacts/sessions/decisions.parquet')
+    (folder/'params.yaml').write_text(yaml.safe_dump(small_params(features=dict(embargo_hours=0., valid_share=.2, test_share=.2))))
+    return contextlib.chdir(folder)
+
+ACTS = [('u', f'i{i % 2}', 1000*i, 1000*i + 5, 'satisfied') for i in range(10)] + [('u', 'late', 500, 501, 'clicked')]
+
+def permitted(folder, said, decisions):
+    with stage(folder, ACTS, decisions, [(u, 1000*t, *what) for u, t, *what in said]):
+        features.run(); return read_features().decisions['personalise'].tolist()
+
+def test_consent_and_controls_bind_from_when_they_are_known(tmp_path):
+    said = [('b', 3, 'consent', 'personalisation', False), ('c', 3, 'consent', 'training', False), ('d', 3, 'control', 'off', None), ('e', 2, 'control', 'off', None), ('e', 3, 'control', 'on', None),
+            ('f', 3, 'control', 'mute', None), ('g', 2, 'consent', 'personalisation', False), ('g', 3, 'consent', 'personalisation', True)]
+    decisions = [(u, t) for u in 'abcdefg' for t in (2500, 3000, 3001)]
+    assert permitted(tmp_path/'x', said, decisions) == [True]*3 + [True, True, False] + [True]*3 + [True, True, False] + [False, False, True] + [True]*3 + [False, False, True]
+
+@pytest.mark.parametrize('first,then', [(('consent', 'personalisation', False), ('control', 'on', None)), (('control', 'off', None), ('consent', 'personalisation', True))], ids=['consent refused, then switched on', 'switched off, then consent given'])
+def test_personalisation_needs_consent_and_the_switch(tmp_path, first, then):
+    assert permitted(tmp_path/'x', [('a', 1, *first), ('a', 2, *then)], [('a', 3000)]) == [False]
+
+def test_items_that_were_never_announced_are_items_too(tmp_path):
+    with stage(tmp_path/'x', ACTS):
+        features.run(); f = read_features()
+    assert f.items['item_id'].tolist() == ['i0', 'i1', 'late'] and f.items['category'].tolist() == ['c', 'c', ''] and f.items['available_time'][2] == moment(500)
+    assert f.interactions['item'].tolist() == [0, 1]*5 and f.popularity[['item', 'clicks']].values.tolist() == [[2, 1]]
+
+@pytest.mark.parametrize('how,says', [('no such kind', 'holds no act of kind view .*; it holds clicked, satisfied'), ('bad shares', 'valid_share 0.9'), ('leak', r'\d+ rows know their future')])
+def test_refusals_are_one_line_and_overwrite_nothing(tmp_path, monkeypatch, how, says):
+    with stage(tmp_path/'x', ACTS):
+        features.run(); before = folder_digest('artifacts'), folder_digest('metrics')
+        change = {'no such kind': dict(positive=['view']), 'bad shares': dict(valid_share=.9), 'leak': {}}[how]
+        (tmp_path/'x/params.yaml').write_text(yaml.safe_dump(small_params(features=dict(embargo_hours=0., valid_share=.2, test_share=.2) | change)))
+        if how == 'leak': monkeypatch.setattr(features, 'split_of', lambda e, *_: np.full(len(e), 'train', dtype=object))
+        with pytest.raises(TelemetryError, match=says) as refused: features.run()
+        assert len(str(refused.value).splitlines()) == 1 and (folder_digest('artifacts'), folder_digest('metrics')) == before
+    with pytest.raises(TelemetryError, match='holds no features; .*dvc repro features'): read_features(tmp_path/'nowhere')
+
+# --- the tiny world
+
+@pytest.fixture(scope='module')
+def tiny(tiny_run):
+    with contextlib.chdir(tiny_run): f = read_features()
+    read = lambda path: pd.read_parquet(tiny_run/'artifacts'/path)
+    return dict(features=f, events=read('ingest/events.parquet'), acts=read('sessions/acts.parquet'), logged=read('sessions/decisions.parquet'),
+                said=json.loads((tiny_run/'metrics/features.json').read_text()), params=yaml.safe_load((tiny_run/'params.yaml').read_text())['features'])
+
+def test_no_sensitive_column_and_no_segment_is_a_feature(tiny, tiny_run):
+    "Neither by name nor by value, although the log has them."
+    private = [*SENSITIVE, 'segment']
+    values = {v for n in private for v in tiny['events'][n].dropna().unique()}
+    assert len(values) == 7
+    files = sorted((tiny_run/'artifacts/features').glob('*'))
+    assert [p.name for p in files] == ['decisions.parquet', 'interactions.parquet', 'items.parquet', 'popularity.parquet']
+    for path in files:
+        t = pd.read_parquet(path)
+        assert not set(t.columns) & set(private)
+        assert not any(values & set(t[c].dropna().astype(str)) for c in t.columns if not pd.api.types.is_numeric_dtype(t[c]))
+
+def test_who_refused_or_switched_off_is_not_personalised(tiny):
+    "Read slowly from the log: the last consent known by then was given, and the last switch was not off."
+    e, words = tiny['events'], {}
+    for r in e[(e['type'] == 'consent') & (e['purpose'] == 'personalisation')].sort_values('received_time').itertuples(): words.setdefault(r.user_id, []).append((r.received_time, 'consent', bool(r.granted)))
+    for r in e[(e['type'] == 'control') & e['action'].isin(['on', 'off'])].sort_values('received_time').itertuples(): words.setdefault(r.user_id, []).append((r.received_time, 'switch', r.action == 'on'))
+    last = lambda user, at, kind: ([yes for t, k, yes in words.get(user, []) if k == kind and t < at] or [True])[-1]
+    asked = list(zip(tiny['logged']['user_id'], tiny['logged']['event_time']))
+    consent, switch = (np.array([last(u, at, kind) for u, at in asked]) for kind in ('consent', 'switch'))
+    assert contexts_of(tiny['logged'], tiny['features']).personalise.tolist() == (consent & switch).tolist()
+    assert (~consent).sum() > 50 and (~switch).sum() > 20
+
+def test_contexts_of_the_tiny_world_read_the_same_slowly(tiny):
+    f, a, some = tiny['features'], tiny['acts'], tiny['logged'].iloc[::151]
+    c = contexts_of(some, f)
+    clicks = {}
+    for r in a[a['kind'] == 'clicked'].itertuples(): clicks.setdefault(r.item_id, []).append(r.event_time)
+    good, name = a[a['kind'].isin(tiny['params']['positive'])], f.items['item_id'].to_numpy()
+    assert len(f.interactions) == len(good) and f.interactions.sort_values(['user_id', 'event_time'], kind='stable').index.is_monotonic_increasing
+    for i, d in enumerate(some.itertuples()):
+        offered = list(d.candidates)
+        assert c.candidates[i].tolist() == offered + ['']*(c.candidates.shape[1] - len(offered)) and c.user_id[i] == d.user_id
+        assert c.popularity[i].tolist() == [float(sum(t < d.event_time.floor('D') for t in clicks.get(x, []))) for x in offered] + [0.]*(c.candidates.shape[1] - len(offered))
+        mine = good[(good['user_id'] == d.user_id) & (good['event_time'] < d.event_time) & (good['known_time'] < d.event_time)].sort_values('event_time')
+        assert [x for x in c.history[i] if x] == mine['item_id'].tolist()[-f.history:]
+    assert (c.popularity > 0).mean() > .5 and (c.history != '').any(1).mean() > .5
+
+def test_splits_of_the_tiny_world_keep_their_distance(tiny):
+    f, said, gap = tiny['features'], tiny['said'], pd.Timedelta(hours=tiny['params']['embargo_hours'])
+    valid, test = pd.Timestamp(said['valid_from']), pd.Timestamp(said['test_from'])
+    x, n = f.interactions, len(f.interactions)
+    span = lambda t, s, clock, how: getattr(t.loc[t['split'] == s, clock], how)()
+    for t in (x, f.decisions.assign(known_time=f.decisions['event_time'])):
+        assert set(t['split']) == {'train', 'embargo', 'valid', 'test'}
+        assert max(span(t, 'train', 'event_time', 'max'), span(t, 'train', 'known_time', 'max')) < valid
+        assert span(t, 'valid', 'event_time', 'min') >= valid + gap and span(t, 'valid', 'known_time', 'max') < test and span(t, 'test', 'event_time', 'min') >= test + gap
+    assert abs((x['event_time'] >= test).sum() - n*tiny['params']['test_share']) <= 1 and (x['split'] == 'embargo').mean() < .1
+    end = tiny['events']['event_time'].max()
+    late = f.decisions['event_time'] > end - gap
+    assert late.any() and (f.decisions.loc[late, 'split'] == 'embargo').all()             # their outcomes are still coming
+    assert said['leakage']['value'] == 0 and said['interactions_by_split'] == x['split'].value_counts().to_dict() and sum(said['decisions_by_split'].values()) == len(tiny['logged'])

@@ -1,0 +1,224 @@
+"The compiled rules against the reference validator; every line accounted for; nothing overwritten by a refusal."
+import contextlib, gzip, json, re
+from collections import Counter
+from datetime import datetime
+import ibis, jsonschema, numpy as np, pandas as pd, pytest, yaml
+from hypothesis import HealthCheck, given, settings, strategies as st
+from conftest import small_params
+from telemetry_loop import ingest
+from telemetry_loop.config import RunConfig, TelemetryError, folder_digest
+from telemetry_loop.ingest import connect, judge
+from telemetry_loop.schema import ENVELOPE, EVENTS, VERSION, columns, event_schema
+
+SEED = 20                                                              # of every shuffle
+RULES, REFERENCE = columns(), {kind: jsonschema.Draft202012Validator(event_schema(kind)) for kind in EVENTS}
+TIMES = [n for n, rule in RULES.items() if 'pattern' in rule]
+CLICK = dict(event_id='e1', type='click', schema_version=VERSION, event_time='2025-01-06T10:00:00.000Z', received_time='2025-01-06T10:00:01.000Z',
+             user_id='u1', decision_id='d1', item_id='i1', position=0)
+
+@pytest.fixture(scope='module')
+def con(): return connect(RunConfig(seed=0, threads=2, engine='duckdb'))
+
+def judged(con, texts): # -> one dict a line, in order
+    "All lines in one query."
+    table = judge(ibis.memtable(pd.DataFrame(dict(file=[f'{i:06d}' for i in range(len(texts))], line=texts))))
+    return sorted(con.to_pyarrow(table).to_pylist(), key=lambda row: row['file'])
+
+# --- the reference
+
+def real_day(text): # the documented exception: the pattern lets the 31st of February pass
+    try: return bool(re.fullmatch(r'[0-9TZ:.-]{24}', text)) and datetime.fromisoformat(text) is not None
+    except ValueError: return False
+
+def faults(line): # -> fields at fault; None: not an event at all
+    "What the reference validator finds wrong."
+    if not isinstance(line, dict) or not isinstance(line.get('type'), str) or line['type'] not in EVENTS: return None
+    found = set()
+    for e in REFERENCE[line['type']].iter_errors(line): found |= set(e.validator_value) - set(line) if e.validator == 'required' else {e.absolute_path[0]}
+    return found | {n for n in TIMES if isinstance(line.get(n), str) and not real_day(line[n])}
+
+# --- lines that keep the plan, and what may befall them
+
+word = st.text(st.characters(exclude_categories=['Cs']), min_size=1, max_size=32)
+clock = st.sampled_from(['2025-01-06T10:00:00.000Z', '2024-02-29T23:59:59.999Z', '0001-01-01T00:00:00.000Z', '9999-12-31T23:59:59.999Z'])
+whole = lambda lo, hi: st.integers(lo, hi) | st.integers(lo, min(hi, 10**9)).map(float)      # 1 and 1.0 are the same integer
+
+def fits(rule): # -> strategy of values that keep the rule
+    if rule['type'] == 'array': return st.lists(fits(rule['items']), max_size=4)
+    if rule['type'] == 'boolean': return st.booleans()
+    if 'enum' in rule: return st.sampled_from(rule['enum'])
+    if 'pattern' in rule: return clock
+    if rule['type'] == 'string': return word
+    if rule['type'] == 'integer': return whole(rule.get('minimum', -2**53), rule.get('maximum', 2**53))
+    if 'exclusiveMinimum' in rule: return st.floats(1e-12, 1) | st.just(1)
+    return st.floats(rule.get('minimum', -1e300), 1e300) | st.integers(rule.get('minimum', -2**53), 2**53)
+
+@st.composite
+def sound_lines(draw):
+    kind = draw(st.sampled_from(list(EVENTS)))
+    own, must = ENVELOPE | EVENTS[kind][1], event_schema(kind)['required']
+    return {n: kind if n == 'type' else draw(fits(rule)) for n, (rule, _) in own.items() if n in must or draw(st.booleans())}
+
+ODD = [None, True, False, 0, 1, -1, 2, 5, 6, 0., 1., 1.5, 6., -0., 1.0000001, -1e-9, 2**53, '', ' ', '0', '1.0', 'true', 'null', 'view', 'off', 'a\x00b', 'x'*32, 'x'*33, 'x'*64, 'x'*65,
+    'é'*64, 'e\u0301'*33, '\U0001f926\U0001f3fc\u200d♂️'*13, 'د'*65, '"', '\\', '\n', '\u2028', [], {}, [[]], ['a'], [''], [None], ['a', None], ['x'*65], [1], [1, 'a'], [['a']], [{'a': 1}], [True], [.5], [.5, 0], [1, 1.],
+    [1.01], [-.1], ['.5'], [[.5]], {'a': 1}, {'0': 'a'}, {'a': {'b': [1]}}, '2025-01-06', '2025-01-06T10:00:00Z', '2025-01-06T10:00:00.000', '2025-01-06T10:00:00.000+01:00', '2025-01-06 10:00:00.000Z', '2025-02-29T10:00:00.000Z',
+    '2025-02-31T10:00:00.000Z', '2025-13-01T10:00:00.000Z', '2025-00-10T10:00:00.000Z', '2025-04-31T00:00:00.000Z', '2025-01-06T25:00:00.000Z', '2025-01-06T10:60:00.000Z', '2025-01-06T10:00:60.000Z', ' 2025-01-06T10:00:00.000Z',
+    '٢٠٢٥-01-06T10:00:00.000Z', '2025-01-06T10:00:00.000Z\n', 'yesterday']
+odd = st.sampled_from(ODD)
+
+@st.composite
+def lines(draw): # sound, or hurt in up to three places
+    line = dict(draw(sound_lines()))
+    for _ in range(draw(st.sampled_from([0, 1, 1, 1, 1, 2, 3]))):
+        name = draw(st.sampled_from(sorted(line) + sorted(RULES)))
+        how = draw(st.sampled_from(['drop', 'odd', 'odd', 'odd', 'member', 'foreign', 'kind', 'extra']))
+        if how == 'drop': line.pop(name, None)
+        elif how == 'odd': line[name] = draw(odd)
+        elif how == 'member' and line.get(name) and isinstance(line[name], list): line[name] = draw(st.permutations([*line[name], draw(odd)]))
+        elif how == 'foreign': line[name] = draw(fits(RULES[draw(st.sampled_from(sorted(RULES)))]))
+        elif how == 'kind': line['type'] = draw(st.sampled_from(list(EVENTS) + ['Click', 'click ', '']))
+        elif how == 'extra': line[draw(word)] = draw(odd)
+        if line.get('type', '') is None: line['type'] = 'klick'         # a null type has its own test
+    return line
+
+def agree(con, sent):
+    """Judged in one query: what passes is what the reference passes and carries the values that were sent, in the plan's columns only; what fails names a field the reference finds at fault.
+    Exception: days and hours that do not exist are refused though their pattern passes."""
+    for line, row in zip(sent, judged(con, [json.dumps(l, ensure_ascii=i % 2 == 0) for i, l in enumerate(sent)])):
+        wrong, reason = faults(line), row['reason']
+        assert (reason is None) == (wrong == set()), (line, reason, wrong)
+        if wrong: assert reason.split(':')[0] in wrong, (line, reason, wrong)
+        elif wrong is None: assert reason in ('type: missing', 'type: not in the tracking plan')
+        else:
+            own = ENVELOPE | EVENTS[line['type']][1]
+            stamp = lambda n, v: datetime.fromisoformat(v).replace(tzinfo=None) if n in TIMES else v
+            assert {n: row[n] for n in RULES} == {n: stamp(n, line[n]) if n in own and n in line else None for n in RULES}, line
+
+FITS = dict(string='a', integer=2, number=.5, boolean=True)
+
+def test_every_rule_agrees_with_the_reference_on_every_oddity(con):
+    "Each field of each event: left out, and set to every odd value, which in lists also stands among good ones."
+    sent = []
+    for kind, (_, own, _) in EVENTS.items():
+        fit = {n: [FITS[r['items']['type']]] if r['type'] == 'array' else r['enum'][0] if 'enum' in r else FITS[r['type']] for n, (r, _) in own.items()}
+        whole = CLICK | dict(sent_time=CLICK['event_time'], app_version='3.1') | fit | dict(type=kind)
+        for n in own if kind != 'click' else [n for n in whole if n != 'type']:
+            sent += [{k: v for k, v in whole.items() if k != n}, *(whole | {n: v} for v in ODD)]
+            if RULES[n]['type'] == 'array': sent += [whole | {n: [*fit[n], v, *fit[n]]} for v in ODD]
+    assert len(sent) > 4000 and {tuple(sorted(faults(l))) for l in sent} >= {(), ('propensities',), ('event_time',), ('purpose',), ('score',)}
+    agree(con, sent)
+
+def test_random_lines_agree_with_the_reference(con):
+    "Lines of every type, sound or hurt in up to three places."
+    sent = []
+    @settings(max_examples=700, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(lines())
+    def collect(line): sent.append(line)
+    collect()
+    assert {l['type'] for l in sent if faults(l) == set()} == set(EVENTS) and .2 < np.mean([faults(l) == set() for l in sent]) < .8
+    agree(con, sent)
+
+def test_what_is_not_an_object_is_named_so(con):
+    texts = ['', ' ', 'null', 'true', '17', '"click"', '[]', f'[{json.dumps(CLICK)}]', json.dumps(CLICK)[:-1], json.dumps(CLICK) + '}', "{'type': 'click'}", '{"user_id": "\\ud800"}', '['*2000, 'user,item,rating', '\ufeff']
+    assert {r['reason'] for r in judged(con, texts)} == {'not a JSON object'}
+    assert [r['reason'] for r in judged(con, ['{}', '{"Type": "click"}', ' ' + json.dumps(CLICK) + ' '])] == ['type: missing', 'type: missing', None]
+
+STRANGE = {'a null type': CLICK | {'type': None}, 'no integer at all': CLICK | {'position': float('nan')}, 'an endless stay': CLICK | {'type': 'heartbeat', 'elapsed': float('inf')}, 'a serial number beyond 64 bits': CLICK | {'position': 10**19}}
+
+@pytest.mark.parametrize('name', STRANGE)
+def test_one_odd_line_is_quarantined_and_stops_nobody(con, name):
+    odd, plain = judged(con, [json.dumps(STRANGE[name]), json.dumps(CLICK)])
+    assert odd['reason'] and plain['reason'] is None
+
+# --- the stage
+
+@contextlib.contextmanager
+def home(folder, **files): # name -> lines or bytes; `.` is written `_`
+    "A folder with params and these files in data/."
+    (folder/'data').mkdir(parents=True)
+    (folder/'params.yaml').write_text(yaml.safe_dump(small_params()))
+    for name, body in files.items():
+        if not isinstance(body, bytes): body = ''.join(l + '\n' for l in body).encode(); body = gzip.compress(body) if name.endswith('_gz') else body
+        (folder/'data'/name.replace('_', '.')).write_bytes(body)
+    with contextlib.chdir(folder): yield folder
+
+def deliveries(rng, n=120): # -> lines: `n` events, many delivered again with other clocks and contents, some at the very same moment
+    at = lambda s: f'2025-01-06T10:{s//60:02d}:{s % 60:02d}.000Z'
+    found = []
+    for i in range(n):
+        when = int(rng.integers(0, 600))
+        event = CLICK | dict(event_id=f'e{i:03d}', user_id=f'u{i % 7}', event_time=at(when), received_time=at(when + 1), position=float(i % 3) if i % 2 else i % 3)
+        found.append(event)
+        if i % 3 == 0: found.append(event | dict(received_time=at(when + int(rng.integers(2, 90)))))
+        if i % 5 == 0: found.append(event | dict(item_id='i2'))          # same name, same moment, other content
+    return [json.dumps(e) for e in found]
+
+def test_order_files_and_repeats_change_no_byte(tmp_path):
+    rng = np.random.default_rng(SEED)
+    good, bad = deliveries(rng), ['{"event_id": "e1", "ty', *(json.dumps(CLICK | {'position': -i}) for i in range(1, 6))]
+    everything = good + bad
+    mixed = lambda ls: [ls[i] for i in rng.permutation(len(ls))]
+    def cut(ls): ls = mixed(ls); return dict(b_jsonl=ls[:50], a_jsonl_gz=ls[50:120], c_jsonl=ls[120:])
+    runs = dict(once=dict(a_jsonl=everything), reversed=dict(a_jsonl=everything[::-1]), files=cut(everything), twice=cut(everything + good), windows=dict(a_jsonl='\r\n'.join(everything).encode()))
+    seen = {}
+    for name, files in runs.items():
+        with home(tmp_path/name, **files) as at:
+            ingest.run()
+            seen[name] = (at/'artifacts/ingest/events.parquet').read_bytes(), pd.read_parquet('artifacts/ingest/quarantine.parquet')[['reason', 'line']].sort_values(['reason', 'line']).values.tolist(), json.loads((at/'metrics/ingest.json').read_text())
+    for events, quarantined, said in seen.values(): assert events == seen['once'][0] and quarantined == seen['once'][1] and (said['events'], said['quarantined']) == (120, 6)
+    assert seen['twice'][2]['duplicates'] == seen['once'][2]['duplicates'] + len(good)
+    kept, first = pd.read_parquet(tmp_path/'once/artifacts/ingest/events.parquet'), {}
+    for e in map(json.loads, good): first[e['event_id']] = min(first.get(e['event_id'], '9'), e['received_time'])
+    assert dict(zip(kept['event_id'], kept['received_time'].dt.strftime('%Y-%m-%dT%H:%M:%S.000Z'))) == first
+
+def test_every_line_of_the_tiny_world_is_an_event_a_repeat_or_quarantined(tiny_run):
+    raw = [l for p in sorted((tiny_run/'data').glob('*.jsonl')) for l in p.read_text(encoding='utf-8').splitlines()]
+    said, bad = json.loads((tiny_run/'metrics/ingest.json').read_text()), pd.read_parquet(tiny_run/'artifacts/ingest/quarantine.parquet')
+    events = pd.read_parquet(tiny_run/'artifacts/ingest/events.parquet')
+    assert said['lines'] == len(raw) == said['events'] + said['duplicates'] + said['quarantined'] and said['duplicates'] > 100 and said['quarantined'] > 50
+    assert len(events) == events['event_id'].nunique() == said['events'] == sum(said['events_by_type'].values()) and len(bad) == said['quarantined'] == sum(said['quarantined_by_reason'].values())
+    left = Counter(raw); left.subtract(Counter(bad['line']))
+    assert min(left.values()) >= 0                                       # what was quarantined came from the log, no oftener than it came
+    first = {}
+    for line in left.elements():
+        e = json.loads(line); first[e['event_id']] = min(first.get(e['event_id'], '9'), e['received_time'])
+    assert dict(zip(events['event_id'], events['received_time'].dt.strftime('%Y-%m-%dT%H:%M:%S.%f').str[:23] + 'Z')) == first
+    parsed = lambda text: json.loads(text) if text.endswith('}') else None
+    assert all(faults(parsed(l)) != set() for l in bad['line'])
+    assert all(faults(json.loads(l)) == set() for l in list(left.elements())[::97])
+    assert events['event_time'].is_monotonic_increasing
+
+@pytest.mark.parametrize('odd', [json.dumps(CLICK).encode() + b'\r\n', b'{"event_id": "\x02"}\n'], ids=['another line end', 'a control character'])
+def test_one_odd_byte_stops_nobody(tmp_path, odd):
+    with home(tmp_path/'here', a_jsonl=''.join(json.dumps(CLICK | {'event_id': f'e{i}'}) + '\n' for i in range(40)).encode() + odd):
+        ingest.run()
+
+REFUSED = {
+    'no folder':       (None, 'data/ holds no telemetry .*telemetry-loop simulate'),
+    'no log files':    (dict(ratings_csv=['1,2,3']), 'data/ holds no telemetry'),
+    'empty files':     (dict(a_jsonl=b'', b_jsonl=b''), 'all 2 files in data/ are empty'),
+    'not telemetry':   (dict(a_jsonl=['user,item,rating', '1,2,3', '1,3,4']), r'3 of 3 lines in data/ break the tracking plan \(first reason: not a JSON object\); .*telemetry-loop import'),
+    'another plan':    (dict(a_jsonl=[json.dumps({'user': i, 'item': i}) for i in range(20)]), r'20 of 20 lines .*type: missing'),
+    'too much broken': (dict(a_jsonl=[json.dumps(CLICK | {'event_id': f'e{i}'}) for i in range(94)] + ['{'] * 6), r'6 of 100 lines .*at most 5% may'),
+    'a broken gzip':   (dict(a_jsonl=[json.dumps(CLICK)], b_jsonl_gz=b'{}'), 'data/ cannot be read'),
+    'not text':        (dict(a_jsonl=[json.dumps(CLICK)], b_jsonl=b'\xff\xfe\x00\x80\n'), 'data/ cannot be read as lines of UTF-8 text'),
+}
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_refusals_are_one_line_and_overwrite_nothing(tmp_path, name):
+    files, says = REFUSED[name]
+    with home(tmp_path/'here', **(files or {})) as at:
+        if files is None: (at/'data').rmdir()
+        for old in ('artifacts/ingest/events.parquet', 'artifacts/ingest/quarantine.parquet', 'metrics/ingest.json'): (at/old).parent.mkdir(parents=True, exist_ok=True); (at/old).write_text('as it was')
+        before = folder_digest(at)
+        with pytest.raises(TelemetryError, match=says) as refused: ingest.run()
+        assert len(str(refused.value).splitlines()) == 1 and folder_digest(at) == before
+
+def test_the_allowed_share_of_broken_lines_is_allowed(tmp_path):
+    with home(tmp_path/'here', a_jsonl=[json.dumps(CLICK | {'event_id': f'e{i}'}) for i in range(95)] + ['{']*5):
+        ingest.run()
+        said = json.loads((tmp_path/'here/metrics/ingest.json').read_text())
+        assert said['quarantined_share'] == {'value': .05, 'ci_lower': None, 'ci_upper': None, 'n': 100} and said['events'] == 95
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(TelemetryError, match="run.engine is 'spark'"): connect(RunConfig(seed=0, threads=1, engine='spark'))
