@@ -1,7 +1,7 @@
 "As of a moment, by both clocks: slow readings, backfills, seeded leaks, consent, and what must never be a feature."
 import contextlib, json
 import numpy as np, pandas as pd, pytest, yaml
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from conftest import small_params
 from telemetry_loop import features
 from telemetry_loop.config import TelemetryError, folder_digest
@@ -29,6 +29,7 @@ def slow_history(acts, user, as_of, length):
 
 @quick
 @given(happened, asked, st.integers(1, 5))
+@example([('a', 1, 5, 3)], [('a', 5), ('a', 6)], 1)                    # told before it happened, by a clock that runs ahead
 def test_histories_read_the_same_slowly(rows, ask, length):
     acts, when = frame(rows), moment([t for _, t in ask])
     got = history_matrix(acts, np.array([u for u, _ in ask], dtype=object), when, length)

@@ -1,5 +1,5 @@
 "Propensities that are probabilities: against enumeration, against frequencies, and against the log that the same policy wrote."
-import contextlib, json, shutil, warnings
+import contextlib, json, shutil
 from dataclasses import replace
 from itertools import permutations
 import numpy as np, pandas as pd, pytest
@@ -128,11 +128,12 @@ def test_marginals_do_not_depend_on_how_many_are_asked_at_once():
     assert np.allclose(position_marginals(w, 4)[[0, 150, 299]], position_marginals(w[[0, 150, 299]], 4), rtol=1e-7)
     assert position_marginals(w[:0], 3).shape == (0, 80, 3)
 
-@pytest.mark.parametrize('w', [[1., 1e-17, 1e-18], [1 - 1e-7, 1e-7, 1e-14]])
-def test_marginals_are_probabilities_without_exploration_too(w):
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        assert np.allclose(position_marginals(np.array([w]), 3)[0], enumerate_places(w, 3), atol=1e-6)
+LOST = pytest.mark.xfail(strict=True, reason='what is left beside two giants rounds to nothing, and the race does not run long enough for weights below 1e-9')
+
+@pytest.mark.parametrize('w,k', [([1., 1e-17, 1e-18], 2), ([1., 1e-17, 1e-18], 3), ([1 - 1e-7, 1e-7, 1e-14], 3), ([.5, .5 - 1e-9, 1e-9], 3), ([.6, .4, 1e-7, 1e-8], 4),
+    pytest.param([.5, .5, 1e-17], 3, marks=LOST), pytest.param([.6, .4, 1e-11, 1e-12], 4, marks=LOST)])
+def test_marginals_are_probabilities_without_exploration_too(w, k):
+    assert np.allclose(position_marginals(np.array([w]), k)[0], enumerate_places(w, k), atol=1e-6)
 
 # --- policies
 
