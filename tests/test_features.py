@@ -52,6 +52,13 @@ def test_what_becomes_known_later_changes_no_earlier_history(rows, late, as_of, 
     assert np.array_equal(past, history_matrix(frame(rows + backfill), who, when, length))
     assert np.array_equal(past, history_matrix(frame([r for r in rows if r[3] < as_of]), who, when, length))
 
+@pytest.mark.xfail(strict=True, reason='user and moment share one 64-bit key, which overflows')
+def test_one_clock_far_ahead_changes_no_other_history():
+    n = 60_000
+    acts = frame([(f'u{i:05d}', i % 7, 10, 11) for i in range(n)])
+    ahead = acts.assign(event_time=np.where(np.arange(n) == 0, np.datetime64('9999-12-31', 'ms'), acts['event_time'].to_numpy().astype('datetime64[ms]')))
+    assert history_matrix(ahead, np.array(['u00001', f'u{n - 1}']), moment([99, 99]), 1).tolist() == [[1], [(n - 1) % 7]]
+
 # --- popularity and permission
 
 @quick
@@ -70,6 +77,21 @@ def test_the_last_word_known_before_decides(changes, ask):
     said['known_time'] = moment(said['known_time'])
     last = lambda user, t: max([(k, a) for u, k, a in changes if u == user and k < t], default=(0, True))[1]
     assert may_personalise(said, np.array([u for u, _ in ask], dtype=object), moment([t for _, t in ask])).tolist() == [last(u, t) for u, t in ask]
+
+def asked_for(decision_id, candidates): # contexts where `d` may not be personalised and the items are a and b
+    f = features.Features(items=pd.DataFrame(dict(item_id=['a', 'b'])), interactions=frame([('u', 1, 0, 1)]), history=2, decisions=pd.DataFrame(dict(decision_id=['d'], personalise=[False])),
+                          popularity=pd.DataFrame(dict(date=[T0], item=[0], clicks=[4])))
+    return contexts_of(pd.DataFrame(dict(decision_id=[decision_id], user_id=['u'], event_time=moment([90_000_000]), candidates=[candidates])), f)
+
+def test_contexts_keep_what_was_offered(): assert asked_for('d', ['b', 'a']).candidates.tolist() == [['b', 'a']] and not asked_for('d', ['a']).personalise.any()
+
+@pytest.mark.xfail(strict=True, reason='names of candidates are cut to the longest known item name')
+def test_an_unknown_candidate_is_not_taken_for_a_known_one():
+    c = asked_for('d', ['apple', 'b'])
+    assert c.candidates.tolist() == [['apple', 'b']] and c.popularity.tolist() == [[0., 0.]]
+
+@pytest.mark.xfail(strict=True, reason='a decision the features do not know counts as permitted')
+def test_a_decision_nobody_checked_is_not_personalised(): assert not asked_for('unknown', ['a']).personalise.any()
 
 # --- splits
 
