@@ -39,7 +39,8 @@ def read_lines(
     files = sorted(p for p in Path(folder).glob('*.jsonl*') if p.is_file()) if Path(folder).is_dir() else []
     if not files: raise TelemetryError(f'{folder}/ holds no telemetry (*.jsonl, *.jsonl.gz); run `telemetry-loop simulate`, `telemetry-loop import`, or `dvc pull`')
     if not any(p.stat().st_size for p in files): raise TelemetryError(f'all {len(files)} files in {folder}/ are empty; telemetry has at least one line; bring data or remove them')
-    return con.read_csv([str(p) for p in files], table_name='lines', columns={'line': 'VARCHAR'}, header=False, delim='\x02\x03\x02\x03', quote='', escape='', filename='file', auto_detect=False, strict_mode=False, max_line_size=16_000_000) # a delimiter no line holds: one column
+    lines = con.read_csv([str(p) for p in files], table_name='lines', columns={'line': 'VARCHAR'}, header=False, delim='\x02\x03\x02\x03', quote='', escape='', filename='file', auto_detect=False, strict_mode=False, max_line_size=16_000_000) # a delimiter no line holds: one column
+    return lines.filter(lines.line.length() > 0) # a blank line says nothing
 
 # %% ../nbs/20_ingest.ipynb #d4e55bed
 @ibis.udf.scalar.builtin(name='json_valid')
@@ -133,6 +134,7 @@ def run():
         raise TelemetryError(f'data/ cannot be read as lines of UTF-8 text ({str(e).splitlines()[0][:160]}); replace or remove that file') from None
     bad, good = judged.filter(judged.reason.notnull()), judged.filter(judged.reason.isnull())
     n, n_bad, n_good = judged.count().execute(), bad.count().execute(), good.count().execute()
+    if not n: raise TelemetryError('data/ holds nothing but blank lines; telemetry has at least one line; bring data or remove them')
     share = n_bad/max(1, n)
     reasons = bad.group_by('reason').agg(lines=bad.count()).order_by([ibis.desc('lines'), 'reason']).execute()
     if not n_good or share > cfg.max_quarantined:

@@ -190,7 +190,7 @@ def run():
     logged = pd.read_parquet('artifacts/sessions/decisions.parquet')
     logged = logged.merge(features.decisions[['decision_id', 'split']], on='decision_id')
     test = logged[logged['split'] == 'test']
-    usable = test[[p is not None for p in test['position_propensities']] if len(test) else []].reset_index(drop=True)
+    usable = test[test['position_propensities'].notna() & test['candidates'].notna()].reset_index(drop=True)
     recommender = Recommender.load('artifacts/train')
     policy = model_policy(recommender, cfg)
     parts = [replay(policy, some := usable.iloc[a:a+5000].reset_index(drop=True), contexts_of(some, features)) for a in tqdm(range(0, max(1, len(usable)), 5000), desc='replay', delay=2, disable=None)]

@@ -214,9 +214,7 @@ REFUSED = {
     'not text':        (dict(a_jsonl=[json.dumps(CLICK)], b_jsonl=b'\xff\xfe\x00\x80\n'), 'data/ cannot be read as lines of UTF-8 text'),
 }
 
-BLANK = pytest.mark.xfail(strict=True, reason='where no line is left there is no first reason to name')
-
-@pytest.mark.parametrize('name', [pytest.param(n, marks=BLANK) if n == 'blank lines' else n for n in REFUSED])
+@pytest.mark.parametrize('name', REFUSED)
 def test_refusals_are_one_line_and_overwrite_nothing(tmp_path, name):
     files, says = REFUSED[name]
     with home(tmp_path/'here', **(files or {})) as at:
