@@ -60,8 +60,8 @@ def history_matrix(
     who = np.asarray(user_id, dtype=object).astype(str)
     code = np.searchsorted(users, who)
     here = (code < len(users)) & (users[np.minimum(code, max(0, len(users)-1))] == who) if len(users) else np.zeros(len(who), bool)
-    base = np.int64(when.min(initial=0)); span = np.int64(max(when.max(initial=0), ms(as_of).max(initial=0)) - base + 2)
-    key, moment = owner*span + (when - base), np.clip(ms(as_of) - base, 0, span - 1)
+    moments = np.unique(np.concatenate([when, ms(as_of)])); span = len(moments)               # times by rank, so that no date overflows the key
+    key, moment = owner*span + np.searchsorted(moments, when), np.searchsorted(moments, ms(as_of))
     start, end = np.searchsorted(owner, code), np.searchsorted(key, code*span + moment)       # strictly before
     at = end[:, None] + np.arange(-length - slack, 0)
     ok = here[:, None] & (at >= start[:, None])
@@ -109,12 +109,13 @@ def contexts_of(
     n, ids = len(decisions), features.items['item_id'].to_numpy(dtype=object).astype(str)
     size = decisions['candidates'].str.len().to_numpy(dtype=int) if n else np.array([], int)
     m = max(1, size.max(initial=1))
-    offered = np.full((n, m), '', dtype=f'<U{max([1, *map(len, ids)]) if len(ids) else 1}')
-    if n: offered[np.arange(m) < size[:, None]] = np.concatenate(decisions['candidates'].to_list())
+    flat = np.concatenate([np.array([''], str), *decisions['candidates']]).astype(str)[1:]
+    offered = np.full((n, m), '', dtype=np.result_type(flat.dtype, ids.dtype))
+    offered[np.arange(m) < size[:, None]] = flat
     time = decisions['event_time'].to_numpy().astype('datetime64[ms]')
     index = pd.Index(ids).get_indexer(offered.ravel()).reshape(offered.shape)
     past = history_matrix(features.interactions, decisions['user_id'].to_numpy(), time, features.history)
-    ok = decisions[['decision_id']].merge(features.decisions[['decision_id', 'personalise']], on='decision_id', how='left')['personalise'].to_numpy(dtype=bool)
+    ok = decisions[['decision_id']].merge(features.decisions[['decision_id', 'personalise']], on='decision_id', how='left')['personalise'].astype('boolean').fillna(False).to_numpy(dtype=bool) # unknown: not personal
     return Contexts(user_id=decisions['user_id'].to_numpy(dtype=object).astype(str), time=time, candidates=offered, popularity=popularity_asof(features.popularity, index, time, len(ids)),
                     history=np.where(past < 0, '', ids[np.maximum(past, 0)] if len(ids) else ''), personalise=ok)
 
