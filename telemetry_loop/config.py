@@ -68,7 +68,8 @@ class RunConfig:
     "What every stage shares."
     seed: int      # the source of all randomness
     threads: int   # for torch and DuckDB; results are identical for a fixed number
-    engine: str    # event preparation: `duckdb`
+    engine: str    # event preparation: `duckdb`, or `pyspark` with the extra `spark`
+    memory_gb: float # of the engine; what does not fit goes to disk
 
 # %% ../nbs/00_config.ipynb #33c86b0e
 def write_text(path, text:str):
