@@ -61,10 +61,12 @@ def corrected(
     t = t.left_join(known, t.device == known.known)
     t = t.mutate(skew_s=t.skew_s.fill_null(0.), slack=(t.lead_s - t.skew_s).fill_null(0.))
     t = t.mutate(event_time=t.device_time - (t.skew_s*1000).round().cast('int64').as_interval('ms'))
-    over = _seconds(t.event_time, t.received_time)
-    known_by = ibis.ifelse((t.slack > 0) & (over <= t.slack), t.received_time, None) # a stamp later than its own sending says nothing about the others
-    before = known_by.min().over(ibis.range_window(preceding=None, following=0, group_by=t.device, order_by=ibis.desc(t.device_time)))
-    return t.mutate(event_time=ibis.least(t.event_time, t.received_time, ibis.coalesce(before, t.received_time))).drop('device', 'known', 'lead_s', 'slack')
+    t = t.mutate(event_time=ibis.least(t.event_time, t.received_time), over=_seconds(t.event_time, t.received_time))
+    plain, cut = t.filter(t.slack <= 0), t.filter(t.slack > 0) # few devices, if any, need the cut
+    known_by = ibis.ifelse(cut.over <= cut.slack, cut.received_time, None) # a stamp later than its own sending says nothing about the others
+    before = known_by.min().over(ibis.range_window(preceding=None, following=0, group_by=cut.device, order_by=ibis.desc(cut.device_time)))
+    cut = cut.mutate(event_time=ibis.least(cut.event_time, ibis.coalesce(before, cut.received_time)))
+    return ibis.union(plain, cut).drop('device', 'known', 'lead_s', 'slack', 'over')
 
 # %% ../nbs/22_clocks.ipynb #c1e2145d
 def lateness(
