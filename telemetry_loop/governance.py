@@ -194,7 +194,7 @@ def _walk(f, path:Path, whole:bool)->tuple: # (complaint or None, {'n', 'hash', 
     except FileNotFoundError: 
         if os.fstat(f.fileno()).st_size: return f'{_head(path).name} is missing, so a cut-off end could not be seen', None
     except (ValueError, TypeError, KeyError): return f'{_head(path).name} is not what this log writes', None
-    if os.fstat(f.fileno()).st_size < promised['bytes']: return f'the log is shorter than {_head(path).name} says ({promised["n"]} lines): the end was cut off, or a line was changed', None
+    if not whole and os.fstat(f.fileno()).st_size < promised['bytes']: return f'the log is shorter than {_head(path).name} says ({promised["n"]} lines): the end was cut off, or a line was changed', None
     n, last, read = (start if whole else promised).values()
     f.seek(read)
     for raw in f:
