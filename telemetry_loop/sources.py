@@ -25,16 +25,20 @@ def _connect():
 def _sql(path): return "'" + str(path).replace("'", "''") + "'"
 
 def _number_events(con):
-    "`acts` to `lines`: window, order and the text of each event."
+    "`acts` to `lines`: window, order and the text of each event. A source with clocks and names of its own has the columns `happened` and `name_of`."
+    columns = [c for c, *_ in con.execute('DESCRIBE acts').fetchall()]
+    happened, name = ('happened' if 'happened' in columns else 'time'), ('name_of' if 'name_of' in columns else 'NULL')
     con.execute(f"""
-        CREATE TABLE bodies AS SELECT time, row, rank, json_merge_patch('{{}}', to_json(struct_pack(type := type, schema_version := '{VERSION}',
-            event_time := strftime(time, '%Y-%m-%dT%H:%M:%S.%gZ'), received_time := strftime(time, '%Y-%m-%dT%H:%M:%S.%gZ'),
-            {', '.join(f'"{c}" := "{c}"' for c in _own_columns(con))})))::VARCHAR AS body FROM acts;
+        CREATE TABLE bodies AS SELECT time, row, rank, {name} AS name, json_merge_patch('{{}}', to_json(struct_pack(type := type, schema_version := '{VERSION}',
+            event_time := {_utc(happened)}, received_time := {_utc('time')},
+            {', '.join(f'"{c}" := "{c}"' for c in columns if c not in ('time', 'row', 'rank', 'type', 'happened', 'name_of'))})))::VARCHAR AS body FROM acts;
         DROP TABLE acts;
-        CREATE TABLE lines AS SELECT time, row, rank, body, md5(body) AS key, row_number() OVER (PARTITION BY md5(body) ORDER BY row, rank) AS again FROM bodies;
-        DROP TABLE bodies""")
+        CREATE TABLE keyed AS SELECT *, md5(body) AS key, row_number() OVER (PARTITION BY md5(body) ORDER BY row, rank) AS again FROM bodies;
+        DROP TABLE bodies;
+        CREATE TABLE lines AS SELECT time, row, rank, coalesce(name, left(key, 24) || CASE WHEN again > 1 THEN '-' || again ELSE '' END) AS name, body FROM keyed;
+        DROP TABLE keyed""")
 
-def _own_columns(con): return [c for c, *_ in con.execute('DESCRIBE acts').fetchall() if c not in ('time', 'row', 'rank', 'type')]
+def _utc(time): return f"strftime({time}, '%Y-%m-%dT%H:%M:%S.%gZ')"
 
 # %% ../nbs/12_sources.ipynb #64411480
 def window_format(
@@ -48,8 +52,8 @@ def _write(con, to:Path, progress:bool)->int: # number of files
     from tqdm import tqdm
     n, first, last = con.execute('SELECT count(*), min(time), max(time) FROM lines').fetchone()
     form = window_format((last - first).total_seconds()/86400)
-    found = con.execute(f"""SELECT strftime(time, '{form}') AS window, '{{"event_id":"' || left(key, 24) || CASE WHEN again > 1 THEN '-' || again ELSE '' END || '",' || substr(body, 2) AS line
-        FROM lines ORDER BY time, row, rank, key""")
+    found = con.execute(f"""SELECT strftime(time, '{form}') AS window, '{{"event_id":' || to_json(name)::VARCHAR || ',' || substr(body, 2) AS line
+        FROM lines ORDER BY time, row, rank, name""")
     out, files = None, set()
     with tqdm(total=n, desc='import', unit='event', unit_scale=True, delay=1, disable=not progress) as bar:
         try:
@@ -182,6 +186,53 @@ def _otto(con, path:Path, mapping):
         NULL::DOUBLE AS value, NULL::VARCHAR AS category, epoch_ms(e.ts) AS time FROM flat; DROP TABLE flat""")
     return ''
 
+# %% ../nbs/12_sources.ipynb #a42ee6bc
+_ROBOTS = 'bot|crawl|slurp|spider|archiv|spinn|sniff|seo|audit|survey|pingdom|worm|capture|(browser|screen)shots|analyz|index|thumb|check|facebook|phantomjs|semalt' # Snowplow's list for user agents
+_PURPOSES = dict(statistics='analytics', preferences='personalisation') # scope of a consent dialog -> purpose of the tracking plan
+_CLOCKS = ('dvce_created_tstamp', 'dvce_sent_tstamp', 'collector_tstamp', 'derived_tstamp')
+_WEB = ('event_id', 'event_name', 'domain_userid', 'network_userid', 'user_id', 'domain_sessionid', 'domain_sessionidx', 'app_id', 'v_tracker', 'page_url', 'page_title', 'page_referrer', 'useragent', *_CLOCKS)
+_CONTEXTS = dict(page='web_page', choice='consent_preferences', shown='cmp_visible', robot='spiders_and_robots') # part of a column's name
+
+def _snowplow(con, path:Path, mapping):
+    "The table of atomic events as CSV."
+    if path.is_dir():
+        inside = [p for p in sorted(path.glob('*events.csv')) if 'vital' not in p.name] # web vitals are measurements, not acts
+        if len(inside) != 1: raise TelemetryError(f'{path} holds {len(inside)} files *events.csv; a snowplow export has one; name the file of atomic events itself')
+        path = inside[0]
+    _first_line(path)
+    con.execute(f"CREATE TABLE raw AS SELECT row_number() OVER () AS row, * FROM read_csv({_sql(path)}, all_varchar=true, header=true, sample_size=-1)")
+    there = [c for c, *_ in con.execute('DESCRIBE raw').fetchall()]
+    lacks = [c for c in _WEB if c not in there]
+    if lacks: raise TelemetryError(f'{path} is not a snowplow file: it has no column {lacks[0]!r}; atomic events have it; check the source and the path')
+    context = {k: next((f'"{c}"' for c in there if part in c), 'NULL') for k, part in _CONTEXTS.items()}
+    said = lambda what, key: f"json_extract_string(try_cast({context[what]} AS JSON), '$[0].{key}')"
+    listed = lambda key: f"from_json(json_extract(try_cast({context['choice']} AS JSON), '$[0].{key}'), '[\"VARCHAR\"]')"
+    short = lambda name: f"(CASE WHEN length({name}) > 64 THEN md5({name}) ELSE {name} END)" # the tracking plan takes names of 64
+    who = {c: short(_ID.format(c)) for c in ('event_id', 'domain_userid', 'network_userid', 'user_id', 'domain_sessionid')}
+    text = lambda column, n=2048: f'left({_ID.format(column)}, {n})'
+    con.execute(f"""CREATE TABLE met AS SELECT row, try_cast(collector_tstamp AS TIMESTAMP) AS time, try_cast(dvce_created_tstamp AS TIMESTAMP) AS happened, try_cast(dvce_sent_tstamp AS TIMESTAMP) AS sent,
+        coalesce({who['domain_userid']}, {who['network_userid']}) AS user_id, {who['event_id']} AS item_id, event_name AS told, {who['event_id']} AS name_of,
+        struct_pack(derived_time := {_utc('try_cast(derived_tstamp AS TIMESTAMP)')}, sent_time := {_utc('sent')}, user_id := coalesce({who['domain_userid']}, {who['network_userid']}), device_id := {who['domain_userid']}, app_version := {text('v_tracker', 32)},
+            login_id := {who['user_id']}, app := {text('app_id', 32)}, visit_id := {who['domain_sessionid']}, visit_index := try_cast(domain_sessionidx AS BIGINT), page_view_id := {short(said('page', 'id'))},
+            robot := CASE WHEN coalesce(try_cast({said('robot', 'spiderOrRobot')} AS BOOLEAN), false) OR regexp_matches(lower(coalesce(useragent, '')), '{_ROBOTS}') THEN true END) AS visit,
+        struct_pack(page := {text('page_url')}, title := {text('page_title')}, referrer := {text('page_referrer')}) AS page,
+        struct_pack(choice := left({said('choice', 'event_type')}, 32), scopes := {listed('consent_scopes')}, basis := left({said('choice', 'basis_for_processing')}, 32), consent_version := left({said('choice', 'consent_version')}, 32),
+            consent_url := left({said('choice', 'consent_url')}, 2048), domains := {listed('domains_applied')}, gdpr := try_cast({said('choice', 'gdpr_applies')} AS BOOLEAN)) AS choice,
+        try_cast({said('shown', 'elapsed_time')} AS DOUBLE) AS load_s FROM raw WHERE event_name IS NOT NULL""")
+    long = con.execute('SELECT count(*) FROM raw WHERE greatest(' + ', '.join(f'coalesce(length({c}), 0)' for c in who) + ') > 64').fetchone()[0]
+    return f'{long:,} rows have a name of more than 64 characters, which is replaced by its digest' if long else ''
+
+def _web_acts(con):
+    "`met` of a web tracker to `acts`."
+    kinds = """CASE WHEN told IN ('page_view', 'page_ping') AND visit.page_view_id IS NOT NULL THEN told WHEN told = 'cmp_visible' THEN 'consent_shown'
+        WHEN told = 'consent_preferences' AND choice.choice IS NOT NULL THEN 'consent_choice' ELSE 'page_event' END"""
+    of = lambda columns, when: f"SELECT type, time, happened, row, 0 AS rank, name_of, unnest(visit), {columns} FROM kinds WHERE type IN ({when})"
+    purpose = lambda rank, scope, name: f"""SELECT 'consent' AS type, time, happened, row, {rank} AS rank, left(name_of, 48) || '-{name}' AS name_of, visit.sent_time AS sent_time, visit.user_id AS user_id, visit.device_id AS device_id,
+        visit.app_version AS app_version, '{name}' AS purpose, list_contains(choice.scopes, '{scope}') AS granted FROM kinds WHERE type = 'consent_choice' AND choice.scopes IS NOT NULL"""
+    parts = [of("unnest(page), CASE WHEN type = 'page_event' THEN left(told, 32) END AS name", "'page_view', 'page_ping', 'page_event'"), of('load_s', "'consent_shown'"), of('unnest(choice)', "'consent_choice'"),
+        *[purpose(rank, *words) for rank, words in enumerate(_PURPOSES.items(), 1)]]
+    con.execute(f"CREATE TABLE acts AS WITH kinds AS (SELECT *, {kinds} AS type FROM met) " + ' UNION ALL BY NAME '.join(parts))
+
 # %% ../nbs/12_sources.ipynb #e65ab7b1
 _KINDS = ('view', 'cart', 'rating', 'conversion')
 _MAPPING = { # section -> (required keys, optional keys)
@@ -288,11 +339,11 @@ def _decisions(con, everything:bool):
     con.execute("UPDATE acts SET position = NULL WHERE type NOT IN ('impression', 'click', 'heartbeat', 'conversion')")
 
 # %% ../nbs/12_sources.ipynb #73f7991a
-SOURCES = dict(movielens=_movielens, sequences=_sequences, otto=_otto, generic=_generic)
+SOURCES = dict(movielens=_movielens, sequences=_sequences, otto=_otto, snowplow=_snowplow, generic=_generic)
 
 def import_source(
     source:str,         # one of `SOURCES`
-    path,               # the file; for movielens also the folder that holds it
+    path,               # the file; for movielens and snowplow also the folder that holds it
     to,                 # a folder that is absent or empty
     mapping=None,       # YAML file, for generic
     progress:bool=False,# show a bar
@@ -302,7 +353,7 @@ def import_source(
     path, to = Path(path), Path(to)
     if source not in SOURCES: raise TelemetryError(f'source {source!r} is unknown; the sources it knows are {", ".join(SOURCES)}')
     if not path.exists(): raise TelemetryError(f'there is no {path}; check the path')
-    if path.is_dir() and source != 'movielens': raise TelemetryError(f'{path} is a folder; {source} reads one file; name it')
+    if path.is_dir() and source not in ('movielens', 'snowplow'): raise TelemetryError(f'{path} is a folder; {source} reads one file; name it')
     if to.exists() and (not to.is_dir() or any(to.iterdir())): raise TelemetryError(f'{to} is not empty; what is there is never overwritten; name a new folder with --to, or move it away')
     to.parent.mkdir(parents=True, exist_ok=True)
     part, con = Path(tempfile.mkdtemp(dir=to.parent, prefix=f'.{to.name}.', suffix='.part')), _connect()
@@ -311,9 +362,11 @@ def import_source(
         except duckdb.Error as e: raise TelemetryError(f'{path} is not a {source} file ({str(e).splitlines()[0][:120]}); check the source and the path') from None
         left_out = _keep_valid(con, 'met', path, source)
         decided = 'decision_id' in [c for c, *_ in con.execute('DESCRIBE met').fetchall()]
+        web = source == 'snowplow'
         users, items, first, last = con.execute("SELECT count(DISTINCT user_id), count(DISTINCT item_id), strftime(min(time), '%Y-%m-%d'), strftime(max(time), '%Y-%m-%d') FROM met").fetchone()
         if not users: raise TelemetryError(f'{path} has no row that says who met which item when; check the source and the mapping')
-        if decided: _decisions(con, read_mapping(mapping)['decisions'].get('candidates') == 'all')
+        if web: _web_acts(con)
+        elif decided: _decisions(con, read_mapping(mapping)['decisions'].get('candidates') == 'all')
         else: _interactions(con)
         _number_events(con)
         events = con.execute('SELECT count(*) FROM lines').fetchone()[0]
@@ -323,4 +376,4 @@ def import_source(
     except BaseException:
         shutil.rmtree(part, ignore_errors=True); raise
     finally: con.close()
-    return Imported(source, str(to), files, events, users, items, first, last, left_out, note)
+    return Imported(source, str(to), files, events, users, 0 if web else items, first, last, left_out, note)

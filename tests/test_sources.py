@@ -118,7 +118,7 @@ def test_candidates_from_a_list_column(tmp_path):
     assert next(e for e in check(tmp_path/'to') if e['type'] == 'decision')['candidates'] == ['a', 'z']
 
 REFUSED = [ # source, name, content, mapping, words of the one line
-    ('netflix',   'r.csv', FORMS['plain.csv'], None, ['netflix', 'movielens, sequences, otto, generic']),
+    ('netflix',   'r.csv', FORMS['plain.csv'], None, ['netflix', 'movielens, sequences, otto, snowplow, generic']),
     ('movielens', 'r.csv', '', None, ['empty']),
     ('movielens', 'r.csv', 'userId,movieId,rating,timestamp\n', None, ['no rows']),
     ('movielens', 'r.csv', 'a poem\nabout nothing\n', None, ['not a movielens file']),
