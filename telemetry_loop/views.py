@@ -270,6 +270,5 @@ VIEWS = (
     FeatureView('user_complaints_28d', 1, 'complaints in the last 28 days', _user, ('complaint',), 'count', days=28),
     FeatureView('item_clicks_7d', 1, 'openings in the last 7 days', _item, ('click',), 'count', days=7),
     FeatureView('item_satisfaction', 1, 'mean answer to "was this worth your time?", drawn towards 3', _item, ('survey',), 'mean', column='score', prior=(3., 5.)),
-    FeatureView('item_long_7d', 1, 'heartbeats half a minute in or later, last 7 days', _item, ('heartbeat',), 'count', days=7, where={'elapsed': {'at_least': 30.}}),
     FeatureView('user_item_clicks', 1, 'times this user opened this item, fading by the week', _both, ('click',), 'decayed', days=7),
 )
