@@ -170,11 +170,11 @@ def page_users(
 ):          # one row a user
     "Each visitor: since when, how much, first and last page."
     first = dict(group_by='user_id', order_by=['start', 'event_id'])
-    last = dict(group_by='user_id', order_by=[ibis.desc('end'), ibis.desc('event_id')])
-    t = visits.mutate(nth=ibis.row_number().over(**first), final_page=visits.last_page.first(include_null=True).over(**last), final_title=visits.last_title.first(include_null=True).over(**last),
+    last = dict(group_by='user_id', order_by=[ibis.desc('end'), 'event_id'])
+    t = visits.mutate(nth=ibis.row_number().over(**first), last_event_id=visits.event_id.first().over(**last), final_page=visits.last_page.first(include_null=True).over(**last), final_title=visits.last_title.first(include_null=True).over(**last),
         since=visits.start.min().over(group_by='user_id'), until=visits.end.max().over(group_by='user_id'), all_pages=visits.pages.sum().over(group_by='user_id'),
         all_visits=visits.count().over(group_by='user_id'), all_engaged=visits.engaged_s.sum().over(group_by='user_id'))
-    return t.filter(t.nth == 0).select('user_id', 'device_id', 'login_id', 'event_id', 'first_page', 'first_title', 'referrer', start=t.since, end=t.until, pages=t.all_pages, visits=t.all_visits, engaged_s=t.all_engaged,
+    return t.filter(t.nth == 0).select('user_id', 'device_id', 'login_id', 'event_id', 'last_event_id', 'first_page', 'first_title', 'referrer', start=t.since, end=t.until, pages=t.all_pages, visits=t.all_visits, engaged_s=t.all_engaged,
         last_page=t.final_page, last_title=t.final_title)
 
 def usage(
