@@ -113,8 +113,8 @@ def redeliver(
 # %% ../nbs/10_faults.ipynb #94ddda02
 MINUTE, DAY = 60., 86400.
 _ms = lambda seconds: np.round(1000*np.asarray(seconds)).astype('timedelta64[ms]')
-device_id = lambda device: f'v{device*2654435761 % 2**32:08x}'   # opaque, one to one
-_DEVICE = "'v' || lpad(lower(to_hex((device::BIGINT*2654435761) % 4294967296)), 8, '0')"
+device_id = lambda device: f'v{(device + 1)*2654435761 % 2**32:08x}'   # opaque, one to one
+_DEVICE = "'v' || lpad(lower(to_hex(((device::BIGINT + 1)*2654435761) % 4294967296)), 8, '0')"
 
 def clocks(faults:Faults, seed:int, devices:int, days:int, start:np.datetime64)->dict: # columns, one row a device
     "What each device adds to the true time, before and after its clock jumps."
@@ -149,8 +149,8 @@ def incidents(
             by, target = ('app_version', f'3.{day//7}.0') if app and kind in ('drop', 'spike') else ('type', STRUCK[which])
             by, target = {'errors': ('type', 'request'), 'latency': ('type', 'request'), 'dwell': ('field', 'elapsed')}.get(kind, (by, target))
             size = {'drop': -rng.uniform(low, 1), 'errors': rng.uniform(.2, 1)*low}.get(kind) or rng.uniform(low, 4*low)
-            out.append(dict(incident=len(out), kind=kind, by=by, target=target, start=begin, end=begin + _ms(3600*round(rng.uniform(12, 48))), size=round(float(size), 3)))
-    return out
+            out.append(dict(kind=kind, by=by, target=target, start=begin, end=begin + _ms(3600*round(rng.uniform(12, 48))), size=round(float(size), 3)))
+    return [dict(incident=i) | it for i, it in enumerate(sorted(out, key=lambda it: it['start']))]
 
 # %% ../nbs/10_faults.ipynb #1df31bdc
 BOTS = ('fast', 'crawler', 'regular', 'tireless')
@@ -191,7 +191,7 @@ def bot_acts(
 _STAMP = "strftime({}, '%Y-%m-%dT%H:%M:%S.%gZ')"
 _NAMES = dict(user="'u' || lpad(user::VARCHAR, 6, '0')", item="'i' || lpad(item::VARCHAR, 5, '0')", decision="'d' || lpad(decision::VARCHAR, 8, '0')")
 _INNER = ('time', 'user', 'item', 'decision', 'visit', 'said', 'sent', 'received', 'filed', 'harm', 'device', 'app', 'newer', 'number') # not columns of the tracking plan
-NEXT_VERSION = '1.2' # of the tracking plan: survey scores run to 10, and lines may carry `locale`
+NEXT_VERSION = '{}.{}'.format(*(int(n) + i for i, n in enumerate(VERSION.split('.')))) # of the tracking plan: survey scores run to 10, and lines may carry `locale`
 
 class Mess:
     "What goes wrong between what happened and the log."
@@ -210,7 +210,7 @@ class Mess:
         self.incidents = incidents(faults, seed, self.start, 400)
         onset = lambda name: int((.3 + .4*stream(seed, name).random())*days)
         self.unit_day, self.schema_day = (onset('unit change') if faults.unit_change else None), (onset('new schema') if faults.new_schema else None)
-        self.told = {} # name -> list of column dicts; the truth of each day
+        self.told, self.until = {}, self.start # the truth of each day (name -> list of column dicts), and how far it reaches
 
     def tell(self, name:str, **columns): self.told.setdefault(name, []).append({k: np.asarray(v) for k,v in columns.items()})
 
@@ -220,8 +220,8 @@ class Mess:
         draw, phone = lambda name: stream(seed, f'{name} {kind}', day), kind not in SERVER
         flag = lambda name, share: draw(name).random(n) < share if share else np.zeros(n, bool)
         delay, stall = np.exp(draw('transit').normal(-.7, .6, n)) + .05, np.zeros(n)
-        new = dict(harm=np.where(flag('violating', f.violating), 1 + draw('how').random(n), -1.))
-        new['harm'] = np.where(flag('malformed', f.malformed), draw('how').random(n), new['harm'])
+        how = draw('how').random(n)
+        new = dict(harm=np.where(flag('malformed', f.malformed), how, np.where(flag('violating', f.violating), 1 + how, -1.)))
         if phone: # phones go offline, servers do not
             visit = table.get('visit', np.zeros(n, int))
             new['device'] = device = 2*table['user'] + (self.second[table['user']] & (chance(seed, 'which device', table['user'], day, visit) < .5))
@@ -265,7 +265,7 @@ class Mess:
             if it['kind'] == 'errors': hit &= luck < size; t['error'] = t['error'] | hit
             if it['kind'] == 'latency': t['latency_ms'] = np.where(hit, np.round(t['latency_ms']*(1 + size), 1), t['latency_ms'])
             if it['kind'] == 'dwell': t['elapsed'] = np.where(hit, np.round(t['elapsed']*(1 + size), 1), t['elapsed'])
-            self.tell('incident_lines', incident=[it['incident']], type=[kind], lines=[int(hit.sum())])
+            self.tell('incident_lines', incident=[it['incident']], lines=[int(hit.sum())])
         if 'elapsed' in t and self.unit_day is not None:
             wrong = (t['app'] == self.unit_day//7) & (t['time'] >= self.start + _ms(DAY*self.unit_day))
             t['elapsed'] = np.where(wrong, 1000*t['elapsed'], t['elapsed'])
@@ -277,9 +277,10 @@ class Mess:
         tables:dict,  # type -> columns; `time` is datetime64[ms]; `user`, `item`, `decision` are numbers; `visit` of the day
         day:int,      # since the start
         first:int,    # number of the first event
-    )->tuple:         # arrow table (filed, number, line, harm) in the order of the log, events numbered
+    )->tuple:         # arrow tables (filed, number, line, harm), events numbered
         "One day's tables to raw lines."
         import pyarrow as pa
+        self.until = self.start + _ms(DAY*(day + 1))
         ready = {kind: self._prepare(kind, table, day) for kind, table in tables.items() if len(table['time'])}
         when = np.concatenate([t['time'][rows] for t, rows in ready.values()]) # events are numbered as they happen
         number = np.empty(len(when), np.int64); number[np.argsort(when, kind='stable')] = first + np.arange(len(when))
@@ -305,12 +306,12 @@ class Mess:
                 parts += [f'{c}: {c}' for c in own] + (["locale: 'de-CH'"] if newer else [])
                 found.append(con.sql(f'SELECT filed, number, to_json({{{", ".join(parts)}}})::VARCHAR AS line, harm FROM happened WHERE newer = {newer}').arrow().read_all())
             con.unregister('happened')
-        return in_order(found), first + len(when)
+        return found, first + len(when)
 
 def in_order(tables:list):
     "Arrow tables of lines as one, in the order of the log."
     import pyarrow as pa
-    return pa.concat_tables(tables).sort_by([('filed', 'ascending'), ('number', 'ascending')])
+    return pa.concat_tables(tables).combine_chunks().sort_by([('filed', 'ascending'), ('number', 'ascending')]) # one chunk: taking text from many is slow
 
 def write_lines(
     path,   # the file to write
@@ -333,12 +334,13 @@ def truth_of(mess:Mess)->dict: # name -> DataFrame
     import pandas as pd
     ids = lambda name, values: [_LONG[name].format(v) for v in values]
     n, c, start = mess.people, mess.clock, mess.start
-    out = {'bots': pd.DataFrame(dict(user_id=ids('user', n + np.arange(len(mess.bots['kind']))), kind=[BOTS[k] for k in mess.bots['kind']], arrives=start + _ms(DAY*mess.bots['arrives']))),
+    day = lambda d: start + _ms(DAY*d)
+    out = {'bots': pd.DataFrame(dict(user_id=ids('user', n + np.arange(len(mess.bots['kind']))), kind=[BOTS[k] for k in mess.bots['kind']], arrives=day(mess.bots['arrives']))),
            'incidents': pd.DataFrame(mess.incidents, columns=['incident', 'kind', 'by', 'target', 'start', 'end', 'size'])}
+    out = {name: table[table[since] < mess.until].reset_index(drop=True) for (name, table), since in zip(out.items(), ('arrives', 'start'))}
     wrong = np.flatnonzero((c['kind'] != 'right') & ((np.arange(2*mess.users) % 2 == 0) | np.repeat(mess.second, 2)))
     seconds = lambda x: x/np.timedelta64(1, 's')
     out['clocks'] = pd.DataFrame(dict(device_id=[device_id(d) for d in wrong.tolist()], user_id=ids('user', wrong//2), kind=c['kind'][wrong], offset_s=seconds(c['before'][wrong]), jump=c['jump'][wrong], offset_after_s=seconds(c['after'][wrong])))
-    day = lambda d: start + _ms(DAY*d)
     out['unit_change'] = pd.DataFrame([dict(app_version=f'3.{mess.unit_day//7}.0', start=day(mess.unit_day), field='elapsed', factor=1000.)] if mess.unit_day is not None else [])
     out['new_schema'] = pd.DataFrame([dict(schema_version=NEXT_VERSION, start=day(mess.schema_day), field='score', maximum=10)] if mess.schema_day is not None else [])
     for name, parts in mess.told.items():
@@ -346,7 +348,8 @@ def truth_of(mess:Mess)->dict: # name -> DataFrame
         for k, to in dict(user='user_id', item='item_id', decision='decision_id', number='event_id').items():
             if k in table: table[k] = ids(k, table[k].tolist()); table = table.rename(columns={k: to})
         out[name] = table
-    if 'incident_lines' in out: out['incident_lines'] = out['incident_lines'].groupby(['incident', 'type'], as_index=False)['lines'].sum()
+    lines = out.pop('incident_lines', pd.DataFrame(dict(incident=[], lines=[]))).groupby('incident')['lines'].sum()
+    out['incidents']['lines'] = lines.reindex(out['incidents']['incident'], fill_value=0).to_numpy(int) # that it changed
     return out
 
 def write_truth(

@@ -331,7 +331,7 @@ def live(self:World,
         visited.append(self._day(policy, log))
         if to is None: continue
         lines, self.events = self.mess.lines(con, self._tables(log, day), day, self.events)
-        lines = in_order([*self.pending, lines])
+        lines = in_order(self.pending + lines)
         here = int(np.searchsorted(lines['filed'].to_numpy(), self.today.astype('datetime64[ms]')))
         Path(to).mkdir(parents=True, exist_ok=True)
         self.mess.tell('broken', **write_lines(Path(to)/f'{self.today - 1}.jsonl', lines[:here]))
