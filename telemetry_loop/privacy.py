@@ -16,6 +16,7 @@ import numpy as np, pandas as pd
 from scipy.stats import rankdata
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedKFold
+from threadpoolctl import threadpool_limits
 from .config import TelemetryError, write_text
 from .estimate import Estimate, standard_error, wald
 from .schema import SENSITIVE
@@ -238,9 +239,10 @@ def leakage_auc(
     if len(common) < 2: return Estimate(None, None, None, len(y))
     value, influence = 0., np.zeros(len(y))
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y):
-        model = HistGradientBoostingClassifier(max_iter=40, max_leaf_nodes=8, early_stopping=False, random_state=seed).fit(x[train], y[train])
-        chance = model.predict_proba(x[test])
+        with threadpool_limits(1): # so small a model only waits for other threads
+            model = HistGradientBoostingClassifier(max_iter=40, max_leaf_nodes=8, early_stopping=False, random_state=seed).fit(x[train], y[train])
+            chance = model.predict_proba(x[test])
         for i, c in enumerate(common):
             auc, of_rows = _auc(chance[:, i], y[test] == c)
             value += auc*len(test)/len(y)/len(common); influence[test] += of_rows/len(common)
-    return wald(float(value), standard_error(influence), len(y))
+    return wald(float(value), float(standard_error(influence)), len(y))
