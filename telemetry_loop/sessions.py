@@ -197,7 +197,7 @@ def paths(
         weight = (x['N']/nodes['N'].sum() + x['M']/nodes['M'].sum())/2
         part = lambda s: np.where(s > 0, s*np.log2(s/((p + q)/2)), 0.)
         bits = weight*(part(p) + part(q))/2                                                                          # Jensen-Shannon, share of each step
-    half = norm.ppf(1 - .025/max(1, len(t)))*np.sqrt(np.maximum(spread, 0))                                          # all intervals hold together, 95 %
+    half = norm.ppf(1 - .025/max(1, len(t)))*np.sqrt(np.maximum(spread, 0)) + (a + b)/2                              # all intervals hold together, 95 %
     t = t[['from_state', 'to_state', 'count']].assign(share=p, reference_share=q, lower=p - q - half, upper=p - q + half, divergence=bits)
     sure = (t['lower'] > 0) | (t['upper'] < 0)
     return t.assign(rank=np.where(sure, 0, 1), big=-t['divergence'].round(12).fillna(0)).sort_values(['rank', 'big', 'from_state', 'to_state'], kind='stable').drop(columns=['rank', 'big']).reset_index(drop=True)
@@ -282,7 +282,7 @@ def propensity_checks(
     t = t.mutate(slate=t.p.ln().sum().over(group_by=t.decision_id, order_by=t.position, rows=(None, 0)))
     any_ = lambda x: x.fill_null(False).any()
     t = t.group_by('slab', 'decision_id').agg(lengths=any_(~t.whole), bounds=any_((t.p <= 0) | (t.p > 1 + 1e-6) | (t.m <= 0) | (t.m > 1 + 1e-6)), first=any_((t.position == 0) & ((t.p - t.m).abs() > 1e-6)),
-        product=any_(t.slate > (t.m + 1e-6).ln()), lone=any_((t.position == 0) & (t.offered == 1) & ((t.p - 1).abs() > 1e-6)))
+        product=any_(t.whole & (t.position > 0) & (t.slate > (t.m + 1e-6).ln())), lone=any_((t.position == 0) & (t.offered == 1) & ((t.p - 1).abs() > 1e-6)))
     return t.group_by('slab').agg(checked=t.count(), **{c: t[c].cast('int64').sum() for c in ('lengths', 'bounds', 'first', 'product', 'lone')})
 
 # %% ../nbs/25_sessions.ipynb #aa0f0a82
