@@ -12,6 +12,7 @@ import json,zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 from .config import TelemetryError
 from .schema import SERVER, VERSION
 
@@ -214,99 +215,105 @@ class Mess:
 
     def tell(self, name:str, **columns): self.told.setdefault(name, []).append({k: np.asarray(v) for k,v in columns.items()})
 
-    def _prepare(self, kind:str, table:dict, day:int)->tuple: # columns, rows that are sent
-        "Every row of one event type with its clocks, its way and its fate."
-        f, n, seed, time = self.faults, len(table['time']), self.seed, table['time']
-        draw, phone = lambda name: stream(seed, f'{name} {kind}', day), kind not in SERVER
-        flag = lambda name, share: draw(name).random(n) < share if share else np.zeros(n, bool)
-        delay, stall = np.exp(draw('transit').normal(-.7, .6, n)) + .05, np.zeros(n)
-        how = draw('how').random(n)
-        new = dict(harm=np.where(flag('malformed', f.malformed), how, np.where(flag('violating', f.violating), 1 + how, -1.)))
-        if phone: # phones go offline, servers do not
-            visit = table.get('visit', np.zeros(n, int))
-            new['device'] = device = 2*table['user'] + (self.second[table['user']] & (chance(seed, 'which device', table['user'], day, visit) < .5))
-            new['app'] = np.maximum(0, (day - self.lag[device])//7)
-            stall = np.where(flag('late', f.late), draw('stall').gamma(.6, 2400, n), 0.)
-            if f.stalled:
-                half = time.astype('int64')//30_000
-                left = 30*(half + 1) - time.astype('int64')/1000
-                stall = np.where(chance(seed, 'offline', device, half) < f.stalled/2, np.maximum(stall, left), stall)
-                delay = np.where(chance(seed, 'on the way', device, half) < f.stalled/2, delay + 30, delay)
-            if f.backfilled:
-                past = flag('backfilled', f.backfilled)
-                stall = np.where(past, DAY*draw('days').uniform(1, 5, n), stall)
-        new['sent'] = time + _ms(stall); new['received'] = new['sent'] + _ms(delay)
-        new['said'] = time
-        if phone:
-            before, after, jump = (self.clock[k][device] for k in ('before', 'after', 'jump'))
-            off = lambda t: np.where(t >= jump, after, before) # NaT compares False: no jump
-            new['said'], new['sent'] = time + off(time), new['sent'] + off(new['sent'])
-        new['filed'] = new['received'] + _ms(np.where(flag('shuffled', f.shuffled), DAY*draw('filed').random(n), 0.))
-        new['newer'] = (chance(seed, 'new schema', device) < f.new_schema) & (self.schema_day is not None and day >= self.schema_day) if phone else np.zeros(n, bool)
-        out = table | new
-        return out, self._strike(kind, out, draw, n)
+# %% ../nbs/10_faults.ipynb #50409c0c
+@patch
+def _prepare(self:Mess, kind:str, table:dict, day:int)->tuple: # columns, rows that are sent
+    "Every row of one event type with its clocks, its way and its fate."
+    f, n, seed, time = self.faults, len(table['time']), self.seed, table['time']
+    draw, phone = lambda name: stream(seed, f'{name} {kind}', day), kind not in SERVER
+    flag = lambda name, share: draw(name).random(n) < share if share else np.zeros(n, bool)
+    delay, stall = np.exp(draw('transit').normal(-.7, .6, n)) + .05, np.zeros(n)
+    how = draw('how').random(n)
+    new = dict(harm=np.where(flag('malformed', f.malformed), how, np.where(flag('violating', f.violating), 1 + how, -1.)))
+    if phone: # phones go offline, servers do not
+        visit = table.get('visit', np.zeros(n, int))
+        new['device'] = device = 2*table['user'] + (self.second[table['user']] & (chance(seed, 'which device', table['user'], day, visit) < .5))
+        new['app'] = np.maximum(0, (day - self.lag[device])//7)
+        stall = np.where(flag('late', f.late), draw('stall').gamma(.6, 2400, n), 0.)
+        if f.stalled:
+            half = time.astype('int64')//30_000
+            left = 30*(half + 1) - time.astype('int64')/1000
+            stall = np.where(chance(seed, 'offline', device, half) < f.stalled/2, np.maximum(stall, left), stall)
+            delay = np.where(chance(seed, 'on the way', device, half) < f.stalled/2, delay + 30, delay)
+        if f.backfilled:
+            past = flag('backfilled', f.backfilled)
+            stall = np.where(past, DAY*draw('days').uniform(1, 5, n), stall)
+    new['sent'] = time + _ms(stall); new['received'] = new['sent'] + _ms(delay)
+    new['said'] = time
+    if phone:
+        before, after, jump = (self.clock[k][device] for k in ('before', 'after', 'jump'))
+        off = lambda t: np.where(t >= jump, after, before) # NaT compares False: no jump
+        new['said'], new['sent'] = time + off(time), new['sent'] + off(new['sent'])
+    new['filed'] = new['received'] + _ms(np.where(flag('shuffled', f.shuffled), DAY*draw('filed').random(n), 0.))
+    new['newer'] = (chance(seed, 'new schema', device) < f.new_schema) & (self.schema_day is not None and day >= self.schema_day) if phone else np.zeros(n, bool)
+    out = table | new
+    return out, self._strike(kind, out, draw, n)
 
-    def _strike(self, kind:str, t:dict, draw, n:int)->np.ndarray: # rows to send, in order; repeated ones more than once
-        "Incidents, closings lost, a timer in other units."
-        f, copies = self.faults, np.ones(n, int)
-        if kind == 'close' and f.close_lost:
-            copies[lost := draw('lost').random(n) < f.close_lost] = 0
-            self.tell('closes_lost', decision=t['decision'][lost], item=t['item'][lost])
-        for it in self.incidents:
-            if not n or it['end'] <= t['time'].min() or it['start'] > t['time'].max(): continue
-            hit = (t['time'] >= it['start']) & (t['time'] < it['end'])
-            if it['by'] == 'type': hit &= kind == it['target']
-            if it['by'] == 'app_version': hit &= (t['app'] == int(it['target'].split('.')[1])) if 'app' in t else False
-            if it['by'] == 'field': hit &= it['target'] in t
-            if not hit.any(): continue
-            luck, size = draw(f'incident {it["incident"]}').random(n), it['size']
-            if it['kind'] == 'drop': copies[hit := hit & (luck < -size)] = 0
-            if it['kind'] == 'spike': copies = np.where(hit, copies*(1 + int(size) + (luck < size % 1)), copies)
-            if it['kind'] == 'errors': hit &= luck < size; t['error'] = t['error'] | hit
-            if it['kind'] == 'latency': t['latency_ms'] = np.where(hit, np.round(t['latency_ms']*(1 + size), 1), t['latency_ms'])
-            if it['kind'] == 'dwell': t['elapsed'] = np.where(hit, np.round(t['elapsed']*(1 + size), 1), t['elapsed'])
-            self.tell('incident_lines', incident=[it['incident']], lines=[int(hit.sum())])
-        if 'elapsed' in t and self.unit_day is not None:
-            wrong = (t['app'] == self.unit_day//7) & (t['time'] >= self.start + _ms(DAY*self.unit_day))
-            t['elapsed'] = np.where(wrong, 1000*t['elapsed'], t['elapsed'])
-        if kind == 'survey' and t['newer'].any(): t['score'] = np.where(t['newer'], 2*t['score'], t['score'])
-        return np.repeat(np.arange(n), copies)
+# %% ../nbs/10_faults.ipynb #33b4828b
+@patch
+def _strike(self:Mess, kind:str, t:dict, draw, n:int)->np.ndarray: # rows to send, in order; repeated ones more than once
+    "Incidents, closings lost, a timer in other units."
+    f, copies = self.faults, np.ones(n, int)
+    if kind == 'close' and f.close_lost:
+        copies[lost := draw('lost').random(n) < f.close_lost] = 0
+        self.tell('closes_lost', decision=t['decision'][lost], item=t['item'][lost])
+    for it in self.incidents:
+        if not n or it['end'] <= t['time'].min() or it['start'] > t['time'].max(): continue
+        hit = (t['time'] >= it['start']) & (t['time'] < it['end'])
+        if it['by'] == 'type': hit &= kind == it['target']
+        if it['by'] == 'app_version': hit &= (t['app'] == int(it['target'].split('.')[1])) if 'app' in t else False
+        if it['by'] == 'field': hit &= it['target'] in t
+        if not hit.any(): continue
+        luck, size = draw(f'incident {it["incident"]}').random(n), it['size']
+        if it['kind'] == 'drop': copies[hit := hit & (luck < -size)] = 0
+        if it['kind'] == 'spike': copies = np.where(hit, copies*(1 + int(size) + (luck < size % 1)), copies)
+        if it['kind'] == 'errors': hit &= luck < size; t['error'] = t['error'] | hit
+        if it['kind'] == 'latency': t['latency_ms'] = np.where(hit, np.round(t['latency_ms']*(1 + size), 1), t['latency_ms'])
+        if it['kind'] == 'dwell': t['elapsed'] = np.where(hit, np.round(t['elapsed']*(1 + size), 1), t['elapsed'])
+        self.tell('incident_lines', incident=[it['incident']], lines=[int(hit.sum())])
+    if 'elapsed' in t and self.unit_day is not None:
+        wrong = (t['app'] == self.unit_day//7) & (t['time'] >= self.start + _ms(DAY*self.unit_day))
+        t['elapsed'] = np.where(wrong, 1000*t['elapsed'], t['elapsed'])
+    if kind == 'survey' and t['newer'].any(): t['score'] = np.where(t['newer'], 2*t['score'], t['score'])
+    return np.repeat(np.arange(n), copies)
 
-    def lines(self,
-        con,          # DuckDB connection
-        tables:dict,  # type -> columns; `time` is datetime64[ms]; `user`, `item`, `decision` are numbers; `visit` of the day
-        day:int,      # since the start
-        first:int,    # number of the first event
-    )->tuple:         # arrow tables (filed, number, line, harm), events numbered
-        "One day's tables to raw lines."
-        import pyarrow as pa
-        self.until = self.start + _ms(DAY*(day + 1))
-        ready = {kind: self._prepare(kind, table, day) for kind, table in tables.items() if len(table['time'])}
-        when = np.concatenate([t['time'][rows] for t, rows in ready.values()]) # events are numbered as they happen
-        number = np.empty(len(when), np.int64); number[np.argsort(when, kind='stable')] = first + np.arange(len(when))
-        found, done = [], 0
-        pick = lambda v, rows: v.take(pa.array(rows)) if isinstance(v, (pa.Array, pa.ChunkedArray)) else pa.array(v[rows])
-        for kind, (t, rows) in ready.items():
-            mine = number[done:done + len(rows)]; done += len(rows)
-            again = np.flatnonzero((stream(self.seed, f'again {kind}', day).random(len(t['time'])) < self.faults.duplicated)[rows])
-            later = _ms(60 + stream(self.seed, f'again after {kind}', day).gamma(.6, 900, len(t['time'])))[rows[again]]
-            both = {name: pick(v, np.r_[rows, rows[again]]) for name, v in t.items() if name not in ('visit', 'time', 'received', 'filed', 'harm')}
-            both |= dict(number=pa.array(np.r_[mine, mine[again]]), received=pa.array(np.r_[t['received'][rows], t['received'][rows[again]] + later]),
-                         filed=pa.array(np.r_[t['filed'][rows], t['filed'][rows[again]] + later]), harm=pa.array(np.r_[t['harm'][rows], np.full(len(again), -1.)]))
-            self.tell('duplicated', number=mine[again])
-            if len(old := np.flatnonzero(t['received'][rows] - t['time'][rows] >= _ms(DAY))): self.tell('backfilled', number=mine[old], days=((t['received'] - t['time'])[rows[old]]/np.timedelta64(1, 'D')).round(3))
-            if kind == 'survey': self.tell('refused_until_widened', number=mine[(t['newer'] & (np.asarray(t['score']) > 5))[rows]])
-            con.register('happened', pa.table(both))
-            own = [c for c in t if c not in _INNER]
-            for newer in (False, True):
-                if newer and not t['newer'].any(): continue
-                parts = ["event_id: 'e' || lpad(number::VARCHAR, 10, '0')", f"type: '{kind}'", f"schema_version: '{NEXT_VERSION if newer else VERSION}'",
-                         f"event_time: {_STAMP.format('said')}", f"sent_time: {_STAMP.format('sent')}", f"received_time: {_STAMP.format('received')}"]
-                parts += [f'{name}_id: {sql}' for name, sql in _NAMES.items() if name in t] + ([f'device_id: {_DEVICE}', "app_version: '3.' || app::VARCHAR || '.0'"] if 'device' in t else [])
-                parts += [f'{c}: {c}' for c in own] + (["locale: 'de-CH'"] if newer else [])
-                found.append(con.sql(f'SELECT filed, number, to_json({{{", ".join(parts)}}})::VARCHAR AS line, harm FROM happened WHERE newer = {newer}').arrow().read_all())
-            con.unregister('happened')
-        return found, first + len(when)
+# %% ../nbs/10_faults.ipynb #908bab29
+@patch
+def lines(self:Mess,
+    con,          # DuckDB connection
+    tables:dict,  # type -> columns; `time` is datetime64[ms]; `user`, `item`, `decision` are numbers; `visit` of the day
+    day:int,      # since the start
+    first:int,    # number of the first event
+)->tuple:         # arrow tables (filed, number, line, harm), events numbered
+    "One day's tables to raw lines."
+    import pyarrow as pa
+    self.until = self.start + _ms(DAY*(day + 1))
+    ready = {kind: self._prepare(kind, table, day) for kind, table in tables.items() if len(table['time'])}
+    when = np.concatenate([t['time'][rows] for t, rows in ready.values()]) # events are numbered as they happen
+    number = np.empty(len(when), np.int64); number[np.argsort(when, kind='stable')] = first + np.arange(len(when))
+    found, done = [], 0
+    pick = lambda v, rows: v.take(pa.array(rows)) if isinstance(v, (pa.Array, pa.ChunkedArray)) else pa.array(v[rows])
+    for kind, (t, rows) in ready.items():
+        mine = number[done:done + len(rows)]; done += len(rows)
+        again = np.flatnonzero((stream(self.seed, f'again {kind}', day).random(len(t['time'])) < self.faults.duplicated)[rows])
+        later = _ms(60 + stream(self.seed, f'again after {kind}', day).gamma(.6, 900, len(t['time'])))[rows[again]]
+        both = {name: pick(v, np.r_[rows, rows[again]]) for name, v in t.items() if name not in ('visit', 'time', 'received', 'filed', 'harm')}
+        both |= dict(number=pa.array(np.r_[mine, mine[again]]), received=pa.array(np.r_[t['received'][rows], t['received'][rows[again]] + later]),
+                     filed=pa.array(np.r_[t['filed'][rows], t['filed'][rows[again]] + later]), harm=pa.array(np.r_[t['harm'][rows], np.full(len(again), -1.)]))
+        self.tell('duplicated', number=mine[again])
+        if len(old := np.flatnonzero(t['received'][rows] - t['time'][rows] >= _ms(DAY))): self.tell('backfilled', number=mine[old], days=((t['received'] - t['time'])[rows[old]]/np.timedelta64(1, 'D')).round(3))
+        if kind == 'survey': self.tell('refused_until_widened', number=mine[(t['newer'] & (np.asarray(t['score']) > 5))[rows]])
+        con.register('happened', pa.table(both))
+        own = [c for c in t if c not in _INNER]
+        for newer in (False, True):
+            if newer and not t['newer'].any(): continue
+            parts = ["event_id: 'e' || lpad(number::VARCHAR, 10, '0')", f"type: '{kind}'", f"schema_version: '{NEXT_VERSION if newer else VERSION}'",
+                     f"event_time: {_STAMP.format('said')}", f"sent_time: {_STAMP.format('sent')}", f"received_time: {_STAMP.format('received')}"]
+            parts += [f'{name}_id: {sql}' for name, sql in _NAMES.items() if name in t] + ([f'device_id: {_DEVICE}', "app_version: '3.' || app::VARCHAR || '.0'"] if 'device' in t else [])
+            parts += [f'{c}: {c}' for c in own] + (["locale: 'de-CH'"] if newer else [])
+            found.append(con.sql(f'SELECT filed, number, to_json({{{", ".join(parts)}}})::VARCHAR AS line, harm FROM happened WHERE newer = {newer}').arrow().read_all())
+        con.unregister('happened')
+    return found, first + len(when)
 
 def in_order(tables:list):
     "Arrow tables of lines as one, in the order of the log."
