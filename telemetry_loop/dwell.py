@@ -80,8 +80,8 @@ def item_dwell(
     t = t.mutate(stay=t.stay.clip(upper=cap), certain=t.certain & (t.stay <= cap))
     return t.group_by(['decision_id', 'item_id', 'user_id']).agg(dwell=t.stay.sum()/1000, certain=t.certain.all())
 
-# %% ../nbs/24_dwell.ipynb #8028bb3a
-def _instant(ms): return ms.as_timestamp('ms')
+# %% ../nbs/24_dwell.ipynb #18c1c93d
+def _instant(ms): return ibis.timestamp('1970-01-01') + ms.as_interval('ms')
 
 def on_page_clock(
     events, # Ibis table of events
