@@ -84,11 +84,11 @@ def test_hiding_only_the_small_cell_would_not_do(): # the negative control, and 
 def test_two_empty_cells_do_not_protect_each_other():
     table = pd.DataFrame({'segment': list('abcd'), 'users': [40, 0, 0, 25]})
     assert p.suppress(table, 'users', 5)['users'].tolist() == ['40', '< 5', '< 5', 'hidden']
-def test_every_margin_is_kept():
-    table = pd.DataFrame([(w, s, n) for w, row in zip('12', [(30, 3, 40), (50, 60, 70)]) for s, n in zip('abc', row)], columns=['week', 'segment', 'users'])
+def test_every_margin_is_kept(): # what is hidden for a segment leaves a week with one hidden cell
+    table = pd.DataFrame([(w, s, n) for w, row in zip('123', [(30, 3, 40), (90, 50, 70), (45, 95, 80)]) for s, n in zip('abc', row)], columns=['week', 'segment', 'users'])
     found = p.suppress(table, 'users', 5, totals=[['week'], ['segment']])
     hidden = ~found['users'].str.isdigit()
-    assert hidden.groupby(found['week']).sum().tolist() == [2, 2] and hidden.groupby(found['segment']).sum().tolist() == [2, 2, 0]
+    assert all((hidden.groupby(found[by]).sum() != 1).all() for by in ('week', 'segment')) and hidden.sum() < 9
 def test_what_goes_with_a_hidden_count_goes_too():
     table = pd.DataFrame({'users': [40, 3, 25], 'rate': [.1, .2, .3]})
     found = p.suppress(table, 'users', 5, also=['rate'])
