@@ -99,30 +99,29 @@ def _sql(value)->str: # a string or number
 
 def _counts(view:FeatureView)->str:
     "SQL condition: this row counts."
-    tests = [f'type IN ({", ".join(map(_sql, view.events))})']
+    tests = [f'type IN ({", ".join(map(_sql, view.events))})', *[f'{c} IS NOT NULL' for c in view.entity]]
     for c, rule in view.where.items(): tests.append(f'{c} >= {_sql(rule["at_least"])}' if isinstance(rule, dict) else f'{c} IN ({", ".join(map(_sql, rule))})')
     if view.column: tests.append(f'{view.column} IS NOT NULL')
     if view.aggregation in ('sum', 'mean'): tests.append(f'abs({view.column}::DOUBLE) <= {LARGEST:.0f}')
     return ' AND '.join(tests)
 
-def _changes(v:FeatureView, i:int, key:str)->list: # SELECTs of (key, at, change)
+def _changes(v:FeatureView, i:int)->list: # SELECTs of (k, moment, change); k numbers the entity
     "SQL: the steps of one view."
+    span = round(v.days*DAY) if v.days else None
     if v.aggregation == 'distinct':                                    # a value counts while any of its rows does: from the start to the end of each overlap
-        ends = f'e + {round(v.days*DAY)}' if v.days else f'{2**62}'
-        spans = f'SELECT {key}, {v.column} AS v, a, {ends} AS x FROM source WHERE {_counts(v)} AND a < {ends}'
-        reach = f'SELECT *, max(x) OVER (PARTITION BY {key}, v ORDER BY a, x ROWS UNBOUNDED PRECEDING) AS reach FROM ({spans})'
-        overlap = f'(SELECT *, lag(reach) OVER w AS before, lead(a) OVER w AS next FROM ({reach}) WINDOW w AS (PARTITION BY {key}, v ORDER BY a, x))'
-        return [f'SELECT {key}, a AS moment, 1. ::DOUBLE AS n{i} FROM {overlap} WHERE before IS NULL OR a > before', f'SELECT {key}, reach AS moment, -1. ::DOUBLE AS n{i} FROM {overlap} WHERE (next IS NULL OR next > reach) AND reach < {2**62}']
-    if v.aggregation in ('last', 'since'):
-        newest = f"{{'e': e, 'id': event_id, 'v': {v.column}}}" if v.aggregation == 'last' else 'e'
-        return [f'SELECT {key}, a AS moment, {newest} AS m{i} FROM source WHERE {_counts(v)}']
+        ends = f'e + {span}' if span else f'{2**62}'
+        spans = f'SELECT k, {v.column} AS v, a, {ends} AS x FROM source WHERE a < {ends}'
+        reach = f'SELECT *, max(x) OVER (PARTITION BY k, v ORDER BY a, x ROWS UNBOUNDED PRECEDING) AS reach FROM ({spans})'
+        overlap = f'(SELECT *, lag(reach) OVER w AS before, lead(a) OVER w AS next FROM ({reach}) WINDOW w AS (PARTITION BY k, v ORDER BY a, x))'
+        return [f'SELECT k, a AS moment, 1. ::DOUBLE AS n{i} FROM {overlap} WHERE before IS NULL OR a > before', f'SELECT k, reach, -1. FROM {overlap} WHERE (next IS NULL OR next > reach) AND reach < {2**62}']
+    if v.aggregation == 'last': return [f"SELECT k, a AS moment, {{'e': e, 'id': event_id, 'v': {v.column}}} AS m{i} FROM source"]
+    if v.aggregation == 'since': return [f'SELECT k, a AS moment, e AS m{i} FROM source']
     last = HALVINGS if v.aggregation == 'decayed' else 0
-    what = lambda weight: ', '.join(([f'{weight} AS n{i}'] if v.aggregation != 'sum' else []) + ([f'({weight})::HUGEINT*floor({v.column}::DOUBLE*{UNIT} + .5)::HUGEINT AS s{i}'] if v.aggregation in ('sum', 'mean') else []))
-    if v.days is None: return [f"SELECT {key}, a AS moment, {what('1. ::DOUBLE')} FROM source WHERE {_counts(v)}"]
-    span = round(v.days*DAY)
-    enter = f"SELECT {key}, a AS moment, {what(f'pow(2., -((a - e)//{span}))' if last else '1. ::DOUBLE')} FROM source WHERE {_counts(v)} AND a - e < {(last + 1)*span}"
-    leave = f"SELECT {key}, e + j*{span} AS moment, {what(f'-pow(2., -least(j, {last}))' if last else '-1. ::DOUBLE')} FROM source, range(1, {last + 2}) AS steps(j) WHERE {_counts(v)} AND a < e + j*{span} AND a - e < {(last + 1)*span}"
-    return [enter, leave]
+    what = lambda weight: ', '.join(([f'({weight})::DOUBLE AS n{i}'] if v.aggregation != 'sum' else []) + ([f'({weight})::HUGEINT*floor({v.column}::DOUBLE*{UNIT} + .5)::HUGEINT AS s{i}'] if v.aggregation in ('sum', 'mean') else []))
+    if span is None: return [f'SELECT k, a AS moment, {what("1")} FROM source']
+    enter = f'SELECT k, a AS moment, {what(f"pow(2., -((a - e)//{span}))" if last else "1")} FROM source WHERE a - e < {(last + 1)*span}'
+    if not last: return [enter, f'SELECT k, e + {span}, {what("-1")} FROM source WHERE a - e < {span}']
+    return [enter, f'SELECT k, e + j*{span}, {what(f"-pow(2., -least(j, {last}))")} FROM source, range(1, {last + 2}) AS steps(j) WHERE a < e + j*{span} AND a - e < {(last + 1)*span}']
 
 def _answer(v:FeatureView, i:int)->str:
     "SQL: the value from the state at the asked moment."
@@ -138,16 +137,23 @@ def as_of_sql(
     asked:str,       # SQL: a table or query with the entity columns and `as_of`
 )->str:              # SELECT: every column of `asked`, then one a view
     "The views at each asked entity and moment, by both clocks."
-    numbered, ctes, joins, answers = list(enumerate(views)), [f'asked AS (SELECT * FROM {asked})'], '', []
-    for g, entity in enumerate(dict.fromkeys(v.entity for v in views)):
-        mine, key = [(i, v) for i, v in numbered if v.entity == entity], ', '.join(entity)
-        columns = sorted({c for _, v in mine for c in v.reads}); types = ', '.join(_sql(e) for e in sorted({e for _, v in mine for e in v.events}))
-        source = f'SELECT {", ".join(columns)}, epoch_ms(event_time) AS e, greatest(epoch_ms(event_time), epoch_ms(received_time)) AS a FROM {events} WHERE type IN ({types}) AND ' + ' AND '.join(f'{c} IS NOT NULL' for c in entity)
-        changes = ' UNION ALL BY NAME '.join(c for i, v in mine for c in _changes(v, i, key))
-        held = [f'{how}({x}{i}) OVER w AS {x}{i}' for i, v in mine for x, how in (('n', 'sum'), ('s', 'sum'), ('m', 'max')) if x in {'sum': 's', 'mean': 'ns', 'last': 'm', 'since': 'm'}.get(v.aggregation, 'n')]
-        ctes.append(f'state{g} AS (WITH source AS ({source}) SELECT {key}, moment, {", ".join(held)} FROM ({changes}) WINDOW w AS (PARTITION BY {key} ORDER BY moment))')
-        joins += f' ASOF LEFT JOIN state{g} ON ' + ' AND '.join(f'asked.{c} = state{g}.{c}' for c in entity) + f' AND epoch_ms(asked.as_of) > state{g}.moment'
-    return f'WITH {", ".join(ctes)} SELECT {", ".join(["asked.*", *[_answer(v, i) for i, v in numbered]])} FROM asked{joins}'
+    entities = list(dict.fromkeys(v.entity for v in views))                                # whom it is about, by number: sorts and joins go faster, and who is not asked about stays out
+    on = lambda left, right, entity: ' AND '.join(f'{left}.{c} = {right}.{c}' for c in entity)
+    ctes, numbers, find = [f'question AS MATERIALIZED (SELECT * FROM {asked})'], '', ''
+    for g, e in enumerate(entities):
+        ctes.append(f'who{g} AS MATERIALIZED (SELECT *, row_number() OVER () AS k{g} FROM (SELECT DISTINCT {", ".join(e)} FROM question))')
+        numbers += f', k{g}'; find += f' LEFT JOIN who{g} ON {on("question", f"who{g}", e)}'
+    ctes.append(f'asked AS (SELECT question.*{numbers} FROM question{find})')
+    joins = answers = ''
+    for i, v in enumerate(views):
+        g = entities.index(v.entity)
+        reads = ', '.join(f'rows.{c}' for c in v.reads)
+        source = f'SELECT k{g} AS k, {reads}, epoch_ms(event_time) AS e, greatest(epoch_ms(event_time), epoch_ms(received_time)) AS a FROM (SELECT * FROM {events} WHERE {_counts(v)}) AS rows JOIN who{g} ON {on("rows", f"who{g}", v.entity)}'
+        held = ', '.join(f'{how}({x}{i}) OVER w AS {x}{i}' for x, how in {'sum': [('s', 'sum')], 'mean': [('n', 'sum'), ('s', 'sum')], 'last': [('m', 'max')], 'since': [('m', 'max')]}.get(v.aggregation, [('n', 'sum')]))
+        ctes.append(f'state{i} AS (WITH source AS ({source}) SELECT k, moment, {held} FROM ({" UNION ALL ".join(_changes(v, i))}) WINDOW w AS (PARTITION BY k ORDER BY moment))')
+        joins += f' ASOF LEFT JOIN state{i} ON asked.k{g} = state{i}.k AND epoch_ms(asked.as_of) > state{i}.moment'
+        answers += f', {_answer(v, i)}'
+    return f'WITH {", ".join(ctes)} SELECT asked.* EXCLUDE ({numbers[2:]}){answers} FROM asked{joins}' if views else f'SELECT * FROM {asked}'
 
 def values_as_of(
     con,                 # DuckDB connection

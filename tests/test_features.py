@@ -1,12 +1,14 @@
 "As of a moment, by both clocks: slow readings, backfills, seeded leaks, consent, and what must never be a feature."
-import contextlib, json
-import numpy as np, pandas as pd, pytest, yaml
+import contextlib, hashlib, json
+import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest, yaml
 from hypothesis import example, given, settings, strategies as st
 from conftest import small_params
 from telemetry_loop import features
 from telemetry_loop.config import TelemetryError, folder_digest
-from telemetry_loop.features import contexts_of, history_matrix, leakage, may_personalise, popularity_asof, read_features, split_of, time_cuts
-from telemetry_loop.schema import SENSITIVE
+from telemetry_loop.splits import split_of, time_cuts
+from telemetry_loop.features import contexts_of, history_matrix, leakage, may_personalise, popularity_asof, read_features
+from telemetry_loop.schema import SENSITIVE, columns
+from telemetry_loop.views import VIEWS, FeatureView
 
 SEED = 23                                                              # of every random frame
 T0 = np.datetime64('2025-01-06T00:00:00.000', 'ms')
@@ -90,33 +92,6 @@ def test_an_unknown_candidate_is_not_taken_for_a_known_one():
 
 def test_a_decision_nobody_checked_is_not_personalised(): assert not asked_for('unknown', ['a']).personalise.any()
 
-# --- splits
-
-@quick
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 15)), min_size=1), st.integers(5, 15), st.integers(0, 20), st.integers(0, 8))
-def test_splits_are_windows_of_time_with_a_gap_between(rows, valid, more, embargo):
-    event, known = np.array([e for e, _ in rows]), np.array([e + k for e, k in rows])
-    cuts, gap = (valid, valid + more), embargo
-    split = split_of(moment(event), moment(known), (moment(cuts[0]), moment(cuts[1])), np.timedelta64(gap, 'ms'))
-    train, val, test, between = (split == s for s in ('train', 'valid', 'test', 'embargo'))
-    assert (train | val | test | between).all()
-    assert (known[train] < cuts[0]).all() and (known[val] < cuts[1]).all()
-    assert (event[val] >= cuts[0] + gap).all() and (event[test] >= cuts[1] + gap).all()
-    instant = split_of(moment(event), moment(event), (moment(cuts[0]), moment(cuts[1])), np.timedelta64(gap, 'ms'))  # nothing is lost beyond the gaps and what came late
-    assert set(event[instant == 'embargo']) <= set(range(cuts[0], cuts[0] + gap)) | set(range(cuts[1], cuts[1] + gap))
-    assert np.isin(split[instant != split], 'embargo').all() and (known >= cuts[0])[instant != split].all()
-
-@quick
-@given(st.integers(10, 300), st.floats(.02, .45), st.floats(.02, .45))
-def test_cuts_leave_the_asked_shares(n, valid_share, test_share):
-    times = moment(np.random.default_rng(n).permutation(10*n)[:n])
-    valid, test = time_cuts(times, valid_share, test_share)
-    assert abs((times >= test).sum() - test_share*n) <= 1 and abs(((times >= valid) & (times < test)).sum() - valid_share*n) <= 1.000001
-
-@pytest.mark.parametrize('shares', [(0, .2), (.2, 0), (.5, .5), (-.1, .2), (.2, 1.)])
-def test_shares_that_leave_nothing_are_refused(shares):
-    with pytest.raises(TelemetryError, match='valid_share .* must be above 0 and leave something to train on'): time_cuts(moment(np.arange(9)), *shares)
-
 # --- leakage
 
 CUTS, EMBARGO = (moment(600_000), moment(800_000)), np.timedelta64(20_000, 'ms')
@@ -163,18 +138,26 @@ def test_histories_with_hindsight_are_counted(monkeypatch, kind):
 
 # --- the stage
 
-def stage(folder, acts, decisions=(), said=(), items=('i0', 'i1')): # said: (user, ms known, type, purpose or action, granted)
+def lay(folder, events, acts, decisions): # as ingest and sessions leave them: one file a window
+    rules = columns()
+    kind = lambda rule: pa.timestamp('ms') if rule.get('pattern', '').startswith('^\\d') else pa.list_({'string': pa.string(), 'number': pa.float64()}[rule['items']['type']]) if rule['type'] == 'array' else dict(string=pa.string(), integer=pa.int64(), number=pa.float64(), boolean=pa.bool_())[rule['type']]
+    whole = pa.table({c: pa.array(events[c], kind(rule), from_pandas=True) if c in events else pa.nulls(len(events), kind(rule)) for c, rule in rules.items()})
+    for name, table in {'ingest/events': whole, 'sessions/acts': acts, 'sessions/decisions': decisions}.items():
+        (folder/'artifacts'/name).mkdir(parents=True)
+        if isinstance(table, pd.DataFrame): table = pa.Table.from_pandas(table, preserve_index=False)
+        clock = 'received_time' if name == 'ingest/events' else 'event_time'
+        day = table[clock].cast(pa.timestamp('ms')).to_numpy().astype('datetime64[D]')
+        for d in np.unique(day) if len(table) else ['2025-01-06']: pq.write_table(table.filter(day == d) if len(table) else table, folder/'artifacts'/name/f'{d}.parquet')
+
+def stage(folder, acts, decisions=(), said=(), items=('i0', 'i1'), clicks=()): # said: (user, ms known, type, purpose or action, granted)
     "A folder where ingest and sessions left these tables."
     times = lambda name, ms: {name: moment(list(ms))}
-    none = dict(user_id=None, item_id=None, category=None, purpose=None, granted=None, action=None)
-    events = pd.DataFrame([none | dict(type='item', item_id=i, category='c', at=0) for i in items] + [none | dict(type=k, user_id=u, at=t) | (dict(purpose=what, granted=g) if k == 'consent' else dict(action=what)) for u, t, k, what, g in said])
+    none = dict(type=None, user_id=None, item_id=None, category=None, purpose=None, granted=None, action=None)
+    events = pd.DataFrame([none | dict(type='item', item_id=i, category='c', at=0) for i in items] + [none | dict(type=k, user_id=u, at=t) | (dict(purpose=what, granted=g) if k == 'consent' else dict(action=what)) for u, t, k, what, g in said] + [none | dict(type='click', user_id='u', item_id='i0', at=t) for t in clicks])
     events = events.assign(**times('event_time', events['at'] - 1), **times('received_time', events['at'])).drop(columns='at')
     table = pd.DataFrame(acts, columns=['user_id', 'item_id', 'event', 'known', 'kind'])
     made = pd.DataFrame([dict(decision_id=f'd{i}', user_id=u, at=t, candidates=['i0', 'i1'], slate=['i0']) for i, (u, t) in enumerate(decisions)], columns=['decision_id', 'user_id', 'at', 'candidates', 'slate'])
-    (folder/'artifacts/ingest').mkdir(parents=True); (folder/'artifacts/sessions').mkdir()
-    events.to_parquet(folder/'artifacts/ingest/events.parquet')
-    table.assign(**times('event_time', table['event']), **times('known_time', table['known'])).drop(columns=['event', 'known']).to_parquet(folder/'artifacts/sessions/acts.parquet')
-    made.assign(**times('event_time', made['at'])).drop(columns='at').to_parquet(folder/'artifacts/sessions/decisions.parquet')
+    lay(folder, events.assign(event_id=[f'e{i}' for i in range(len(events))]), table.assign(**times('event_time', table['event']), **times('known_time', table['known'])).drop(columns=['event', 'known']), made.assign(**times('event_time', made['at'])).drop(columns='at'))
     (folder/'params.yaml').write_text(yaml.safe_dump(small_params(features=dict(embargo_hours=0., valid_share=.2, test_share=.2))))
     return contextlib.chdir(folder)
 
@@ -182,7 +165,7 @@ ACTS = [('u', f'i{i % 2}', 1000*i, 1000*i + 5, 'satisfied') for i in range(10)] 
 
 def permitted(folder, said, decisions):
     with stage(folder, ACTS, decisions, [(u, 1000*t, *what) for u, t, *what in said]):
-        features.run(); return read_features().decisions['personalise'].tolist()
+        features.run(); return read_features().decisions.set_index('decision_id')['personalise'].reindex([f'd{i}' for i in range(len(decisions))]).tolist()
 
 def test_consent_and_controls_bind_from_when_they_are_known(tmp_path):
     said = [('b', 3, 'consent', 'personalisation', False), ('c', 3, 'consent', 'training', False), ('d', 3, 'control', 'off', None), ('e', 2, 'control', 'off', None), ('e', 3, 'control', 'on', None),
@@ -213,41 +196,67 @@ def test_refusals_are_one_line_and_overwrite_nothing(tmp_path, monkeypatch, how,
 
 # --- the tiny world
 
-@pytest.fixture(scope='module')
-def tiny(tiny_run):
-    with contextlib.chdir(tiny_run): f = read_features()
-    read = lambda path: pd.read_parquet(tiny_run/'artifacts'/path)
-    return dict(features=f, events=read('ingest/events.parquet'), acts=read('sessions/acts.parquet'), logged=read('sessions/decisions.parquet'),
-                said=json.loads((tiny_run/'metrics/features.json').read_text()), params=yaml.safe_load((tiny_run/'params.yaml').read_text())['features'])
+def parsed(folder): # the first delivery of every line, times read
+    t = pd.DataFrame([json.loads(line) for p in sorted(folder.glob('*.jsonl')) for line in p.open(encoding='utf-8')])
+    for c in ('event_time', 'received_time', 'sent_time'): t[c] = pd.to_datetime(t[c], format='%Y-%m-%dT%H:%M:%S.%fZ')
+    t['event_time'] = t[['event_time', 'received_time']].min(axis=1)
+    return t.sort_values(['received_time', 'event_id'], kind='stable').drop_duplicates('event_id').sort_values(['event_time', 'event_id'], kind='stable').reset_index(drop=True)
 
-def test_no_sensitive_column_and_no_segment_is_a_feature(tiny, tiny_run):
+def acted(e): # what sessions leaves of it
+    first = lambda t, kind: t.groupby(['user_id', 'item_id', 'decision_id'], as_index=False).agg(event_time=('event_time', 'min'), known_time=('received_time', 'min')).assign(kind=kind).drop(columns='decision_id')
+    return pd.concat([first(e[e['type'] == 'click'], 'clicked'), first(e[(e['type'] == 'heartbeat') & (e['elapsed'] >= 30)], 'satisfied')]).sort_values(['user_id', 'event_time', 'known_time', 'item_id', 'kind'])
+
+@pytest.fixture(scope='module')
+def tiny_folder(tmp_path_factory):
+    "A tiny world whose people withdraw, whose deliveries come late and twice, and the stage run on it; read only."
+    from telemetry_loop.loop import first_world
+    folder = tmp_path_factory.mktemp('features')
+    params = small_params(simulate=dict(users=300, days=10))
+    params['simulate']['faults'] |= dict(late=.05, backfilled=.01, malformed=0., violating=0., clock_skew=0., bots=0., withdrawn=.2)
+    (folder/'params.yaml').write_text(yaml.safe_dump(params))
+    with contextlib.chdir(folder): first_world(folder/'data', progress=False)
+    events = parsed(folder/'data')
+    lay(folder, events, acted(events), events.loc[events['type'] == 'decision', ['decision_id', 'user_id', 'event_time', 'candidates', 'slate']])
+    with contextlib.chdir(folder): features.run()
+    return folder
+
+@pytest.fixture(scope='module')
+def tiny(tiny_folder):
+    with contextlib.chdir(tiny_folder): f = read_features()
+    read = lambda path: pd.read_parquet(tiny_folder/'artifacts'/path)
+    return dict(features=f, events=read('ingest/events'), acts=read('sessions/acts').sort_values(['user_id', 'event_time', 'known_time', 'item_id', 'kind']), logged=read('sessions/decisions').sort_values(['event_time', 'decision_id']).reset_index(drop=True),
+                said=json.loads((tiny_folder/'metrics/features.json').read_text()), params=yaml.safe_load((tiny_folder/'params.yaml').read_text())['features'])
+
+def test_no_sensitive_column_and_no_segment_is_a_feature(tiny, tiny_folder):
     "Neither by name nor by value, although the log has them."
     private = [*SENSITIVE, 'segment']
     values = {v for n in private for v in tiny['events'][n].dropna().unique()}
     assert len(values) == 7
-    files = sorted((tiny_run/'artifacts/features').glob('*'))
-    assert [p.name for p in files] == ['decisions.parquet', 'interactions.parquet', 'items.parquet', 'popularity.parquet']
+    files = sorted((tiny_folder/'artifacts/features').glob('*'))
+    assert [p.name for p in files] == ['decisions.parquet', 'interactions.parquet', 'items.parquet', 'popularity.parquet', 'views.parquet']
     for path in files:
         t = pd.read_parquet(path)
         assert not set(t.columns) & set(private)
-        assert not any(values & set(t[c].dropna().astype(str)) for c in t.columns if not pd.api.types.is_numeric_dtype(t[c]))
+        assert not any(values & set(t[c].explode().dropna().astype(str)) for c in t.columns if not pd.api.types.is_numeric_dtype(t[c]))
 
 def test_who_refused_or_switched_off_is_not_personalised(tiny):
     "Read slowly from the log: the last consent known by then was given, and the last switch was not off."
-    e, words = tiny['events'], {}
-    for r in e[(e['type'] == 'consent') & (e['purpose'] == 'personalisation')].sort_values('received_time').itertuples(): words.setdefault(r.user_id, []).append((r.received_time, 'consent', bool(r.granted)))
-    for r in e[(e['type'] == 'control') & e['action'].isin(['on', 'off'])].sort_values('received_time').itertuples(): words.setdefault(r.user_id, []).append((r.received_time, 'switch', r.action == 'on'))
-    last = lambda user, at, kind: ([yes for t, k, yes in words.get(user, []) if k == kind and t < at] or [True])[-1]
+    e = tiny['events']
+    said = e[(e['type'] == 'consent') & (e['purpose'] == 'personalisation')]
+    turned = e[(e['type'] == 'control') & e['action'].isin(['on', 'off'])].sort_values('received_time')
+    def consent_of(user, at): return ([r.granted for r in sorted(by[user], key=lambda r: (r.event_time, not r.granted)) if r.received_time < at] or [True])[-1]
+    def switch_of(user, at): return ([r.action == 'on' for r in turns[user] if r.received_time < at] or [True])[-1]
+    by, turns = ({u: list(t[t['user_id'] == u].itertuples()) for u in e['user_id'].dropna().unique()} for t in (said, turned))
     asked = list(zip(tiny['logged']['user_id'], tiny['logged']['event_time']))
-    consent, switch = (np.array([last(u, at, kind) for u, at in asked]) for kind in ('consent', 'switch'))
+    consent, switch = (np.array([of(u, at) for u, at in asked], bool) for of in (consent_of, switch_of))
     assert contexts_of(tiny['logged'], tiny['features']).personalise.tolist() == (consent & switch).tolist()
-    assert (~consent).sum() > 50 and (~switch).sum() > 20
+    assert (~consent).sum() > 50 and (~switch).sum() > 5
 
 def test_contexts_of_the_tiny_world_read_the_same_slowly(tiny):
     f, a, some = tiny['features'], tiny['acts'], tiny['logged'].iloc[::151]
     c = contexts_of(some, f)
     clicks = {}
-    for r in a[a['kind'] == 'clicked'].itertuples(): clicks.setdefault(r.item_id, []).append(r.event_time)
+    for r in a[a['kind'] == 'clicked'].itertuples(): clicks.setdefault(r.item_id, []).append(max(r.event_time, r.known_time))
     good, name = a[a['kind'].isin(tiny['params']['positive'])], f.items['item_id'].to_numpy()
     assert len(f.interactions) == len(good) and f.interactions.sort_values(['user_id', 'event_time'], kind='stable').index.is_monotonic_increasing
     for i, d in enumerate(some.itertuples()):
@@ -264,7 +273,7 @@ def test_splits_of_the_tiny_world_keep_their_distance(tiny):
     x, n = f.interactions, len(f.interactions)
     span = lambda t, s, clock, how: getattr(t.loc[t['split'] == s, clock], how)()
     for t in (x, f.decisions.assign(known_time=f.decisions['event_time'])):
-        assert set(t['split']) == {'train', 'embargo', 'valid', 'test'}
+        assert set(t['split']) == {'train', 'embargo', 'valid', 'test', 'withheld'}
         assert max(span(t, 'train', 'event_time', 'max'), span(t, 'train', 'known_time', 'max')) < valid
         assert span(t, 'valid', 'event_time', 'min') >= valid + gap and span(t, 'valid', 'known_time', 'max') < test and span(t, 'test', 'event_time', 'min') >= test + gap
     assert abs((x['event_time'] >= test).sum() - n*tiny['params']['test_share']) <= 1 and (x['split'] == 'embargo').mean() < .1
@@ -272,3 +281,90 @@ def test_splits_of_the_tiny_world_keep_their_distance(tiny):
     late = f.decisions['event_time'] > end - gap
     assert late.any() and (f.decisions.loc[late, 'split'] == 'embargo').all()             # their outcomes are still coming
     assert said['leakage']['value'] == 0 and said['interactions_by_split'] == x['split'].value_counts().to_dict() and sum(said['decisions_by_split'].values()) == len(tiny['logged'])
+
+# --- consent to training
+
+def test_who_withdrew_training_teaches_nothing(tiny):
+    "No row of theirs is learned from or steers learning; their histories stay."
+    e, f = tiny['events'], tiny['features']
+    said = e[(e['type'] == 'consent') & (e['purpose'] == 'training')].sort_values(['event_time', 'granted'], ascending=[True, False])
+    refused = set(said.drop_duplicates('user_id', keep='last').pipe(lambda t: t[t['granted'] == False])['user_id'])
+    assert len(refused) > 10 and tiny['said']['withheld_users'] > 5
+    for t in (f.interactions, f.decisions):
+        theirs = t['user_id'].isin(refused)
+        assert theirs.any() and set(t.loc[theirs, 'split']) <= {'withheld', 'embargo', 'test'} and not (t.loc[~theirs, 'split'] == 'withheld').any()
+    assert len(f.interactions) == tiny['acts']['kind'].isin(tiny['params']['positive']).sum()
+
+@pytest.mark.parametrize('said,left', [([], 5), ([('u', 3, False)], 0), ([('u', 3, False), ('u', 4, True)], 5), ([('v', 3, False)], 5), ([('u', 9999, False)], 0)], ids=['silent', 'withdrew', 'and came back', 'another', 'withdrew at the very end'])
+def test_a_withdrawal_counts_from_when_it_is_known(tmp_path, said, left):
+    with stage(tmp_path/'x', ACTS, [], [(u, 1000*t, 'consent', 'training', g) for u, t, g in said]):
+        features.run(); split = read_features().interactions['split']
+    assert (split == 'train').sum() == (left and 6) and (split == 'withheld').sum() == (0 if left else 8)
+
+# --- views at logged decisions
+
+def digest(t): return hashlib.md5(t.to_csv(index=False).encode()).hexdigest()
+
+def test_views_of_logged_decisions_read_the_same_slowly(tiny, tiny_folder):
+    v, e = pd.read_parquet(tiny_folder/'artifacts/features/views.parquet'), tiny['events']
+    assert v['decision_id'].tolist() == tiny['logged']['decision_id'].tolist() and v.columns[1:].tolist() == tiny['said']['views'] == tiny['params']['views']
+    clicks, scores, week = e[e['type'] == 'click'], e[e['type'] == 'survey'], pd.Timedelta(days=7)
+    for i, d in list(enumerate(tiny['logged'].itertuples()))[::97]:
+        before = lambda t: t[(t['event_time'] < d.event_time) & (t['received_time'] < d.event_time)]
+        recent = before(clicks[clicks['event_time'] >= d.event_time - week])
+        mine = recent[recent['user_id'] == d.user_id]
+        assert v['user_clicks_7d@1'][i] == len(mine) and v['user_items_7d@1'][i] == mine['item_id'].nunique()
+        assert v['user_clicks_1d@1'][i] == (mine['event_time'] >= d.event_time - pd.Timedelta(days=1)).sum()
+        assert list(v['item_clicks_7d@1'][i]) == [(recent['item_id'] == x).sum() for x in d.slate]
+        assert np.allclose(v['item_satisfaction@1'][i], [(15 + s.sum())/(5 + len(s)) for s in (before(scores)[before(scores)['item_id'] == x]['score'] for x in d.slate)], atol=1e-9)
+    assert tiny['said']['parity'] == {'value': 0., 'ci_lower': None, 'ci_upper': None, 'n': 400} and (v['user_clicks_7d@1'] > 0).mean() > .3
+
+def test_a_second_run_and_a_candidate_view_leave_the_training_input_as_it_was(tiny_folder, tmp_path, monkeypatch):
+    "The same bytes when a new definition merely exists; the same columns when it is pinned beside the old one."
+    import shutil
+    shutil.copytree(tiny_folder, tmp_path/'x', ignore=shutil.ignore_patterns('data'))
+    candidate = FeatureView('user_clicks_7d', 2, 'openings, fading', ('user_id',), ('click',), 'decayed', days=7)
+    monkeypatch.setattr(features, 'VIEWS', (*VIEWS, candidate))
+    with contextlib.chdir(tmp_path/'x'):
+        before, told = folder_digest('artifacts/features'), folder_digest('metrics'); features.run()
+        assert (folder_digest('artifacts/features'), folder_digest('metrics')) == (before, told)
+        old = pd.read_parquet('artifacts/features/views.parquet')
+        params = yaml.safe_load(open('params.yaml')); params['features']['views'].append(candidate.id); open('params.yaml', 'w').write(yaml.safe_dump(params))
+        features.run()
+        new = pd.read_parquet('artifacts/features/views.parquet')
+    assert digest(new[old.columns]) == digest(old) and list(new.columns) == [*old.columns, candidate.id]
+
+def test_a_backfill_changes_nothing_that_was_asked_before_it(tiny_folder, tmp_path):
+    "Late news about the past: features as of earlier decisions keep their bytes; so do popularity, histories and training rows known before."
+    import shutil
+    shutil.copytree(tiny_folder, tmp_path/'x', ignore=shutil.ignore_patterns('data'))
+    events = pd.read_parquet(tmp_path/'x/artifacts/ingest/events')
+    T = events['received_time'].quantile(.8)
+    old = events[(events['type'] == 'click') & (events['event_time'] < T)].head(400)
+    late = old.assign(event_id=['late' + i for i in old['event_id']], decision_id=['late' + i for i in old['decision_id']], received_time=T + pd.Timedelta(hours=1))
+    schema = pq.read_schema(next((tmp_path/'x/artifacts/ingest/events').glob('*.parquet')))
+    pq.write_table(pa.Table.from_pandas(late, schema=schema, preserve_index=False), tmp_path/'x/artifacts/ingest/events/9999.parquet')
+    more = late[['user_id', 'item_id', 'event_time']].assign(known_time=late['received_time'], kind='clicked')
+    more.to_parquet(tmp_path/'x/artifacts/sessions/acts/9999.parquet', index=False)
+    with contextlib.chdir(tmp_path/'x'): features.run(); f = read_features()
+    with contextlib.chdir(tiny_folder): g = read_features()
+    logged = pd.read_parquet(tiny_folder/'artifacts/sessions/decisions').sort_values(['event_time', 'decision_id']).reset_index(drop=True)
+    was = logged['event_time'] < T
+    one, two = (pd.read_parquet(folder/'artifacts/features/views.parquet') for folder in (tiny_folder, tmp_path/'x'))
+    assert digest(one[was]) == digest(two[was]) and digest(one) != digest(two)
+    before = logged[was].reset_index(drop=True).iloc[::7]
+    assert np.array_equal(contexts_of(before, f).popularity, contexts_of(before, g).popularity) and not np.array_equal(contexts_of(logged.tail(50), f).popularity, contexts_of(logged.tail(50), g).popularity)
+
+def test_a_batch_that_differs_from_the_stream_stops_before_anything_is_written(tmp_path, monkeypatch):
+    good = features.views_sql
+    monkeypatch.setattr(features, 'views_sql', lambda *a: good(*a).replace('event_time AS as_of', "event_time + INTERVAL 1 DAY AS as_of", 1))
+    with stage(tmp_path/'x', ACTS, [('u', 5000)], clicks=[1000, 2000, 80_000_000]):
+        with pytest.raises(TelemetryError, match='batch and stream differ by up to'): features.run()
+        assert not list((tmp_path/'x').glob('artifacts/features/*')) and not (tmp_path/'x/metrics').exists()
+
+@pytest.mark.parametrize('name', ['ingest/events', 'sessions/acts', 'sessions/decisions'])
+def test_a_missing_table_is_named(tmp_path, name):
+    import shutil
+    with stage(tmp_path/'x', ACTS):
+        shutil.rmtree(f'artifacts/{name}')
+        with pytest.raises(TelemetryError, match=f'artifacts/{name}/ holds no table; .*dvc repro {name.split("/")[0]}'): features.run()
