@@ -36,10 +36,14 @@ SHARED, USUAL, TINY = 15., .12, .02 # days of evidence that other series give to
 LEVEL, SLOPE, WEEKLY, ODD = 1e-9, 4., 1., .03 # ridge penalties in days of evidence; what is never odd within the past (logs)
 PEOPLE = 20                              # people a day, on average, that make a series worth watching
 
+def _middle(size:np.ndarray)->np.ndarray: # (series,)
+    "Standard deviation by the median of absolute errors; a row of zeros stands for series without a past."
+    return 1.4826*np.nanmedian(np.vstack([size, np.zeros(size.shape[1])]), 0)
+
 def _yardstick(error:np.ndarray, chance:np.ndarray, known:np.ndarray)->tuple: # (variance beyond chance, degrees of freedom), (series,)
     "How wrong past forecasts were, large errors drawn in."
     e, n = np.where(known, error, np.nan), known.sum(0)
-    size = 1.4826*np.nanmedian(np.vstack([np.abs(e), np.zeros(e.shape[1])]), 0) # the row of zeros is for series without a past
+    size = _middle(np.abs(e))
     own = np.where(known, np.clip(e, -3*size, 3*size)**2 - chance, 0.).sum(0)/np.maximum(n, 1)
     n = np.maximum(n - 2., 0.)
     shared = (np.median(n)*np.median(own) + SHARED*USUAL**2)/(np.median(n) + SHARED)
@@ -70,7 +74,7 @@ def watch(
     steady, say, flagged = (np.zeros(y.shape, bool) for _ in range(3))
     expected, scale, p_value, error, inflate = (np.full(y.shape, np.nan) for _ in range(5))
     each, chance, run, penalty = 1., np.zeros(y.shape), np.zeros(series, int), np.diag(np.r_[LEVEL, SLOPE, np.full(7, WEEKLY)])
-    for t in range(1, days):
+    for t in range(1, days if series else 0):
         span = np.arange(max(0, t - cfg.memory_days), t)
         x = np.column_stack([np.ones(len(span)), (span - t)/7, (span[:, None] - t) % 7 == np.arange(7)]) # level, slope a week, weekday
         now = np.r_[1., 0., 1., np.zeros(6)]
@@ -80,8 +84,8 @@ def watch(
             inverse = np.linalg.inv(np.einsum('ps,pi,pj->sij', w, x, x) + penalty)
             beta = np.einsum('sij,pj,ps->si', inverse, x, w*known, optimize=True)
             off = np.abs(known - x @ beta.T)
-            size = 1.4826*np.nanmedian(np.where(use[span], off, np.nan), 0) if len(span) else 1.
-            w = fade*np.maximum(0., 1 - (off/(4*np.maximum(np.nan_to_num(size), ODD)))**2)**2
+            size = _middle(np.where(use[span], off, np.nan))
+            w = fade*np.maximum(0., 1 - (off/(4*np.maximum(size, ODD)))**2)**2
         expected[t], say[span] = beta @ now, w > fade/4
         leverage = np.minimum(np.einsum('i,sij,j->s', now, inverse, now), 1e3)
         mean = np.exp(np.clip(expected[t], -30, 30))*(1. if exposure is None else exposure[t])
