@@ -12,8 +12,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 import duckdb, ibis, pyarrow as pa
 from .config import RunConfig, TelemetryError, code_digest, file_digest, load_params, read_json, write_json
 from .schema import SERVER, tracking_plan
@@ -55,41 +55,39 @@ def chunk_rows(
     keep = t.reason.notnull() | (lateness(t) > 86400*clocks.late_days - 3600*cfg.max_skew_hours)
     return t.select('reason', *plan_columns(plan), line=ibis.ifelse(keep, t.line, None), digest=t.line.hexdigest('md5').substr(0, 16))
 
-# %% ../nbs/23_ingest.ipynb #379ba074
-class _Once:
-    "A value made when it is first asked for, by whichever thread comes first."
-    def __init__(self, make): self.make, self.lock = make, Lock()
-    def __call__(self):
-        with self.lock:
-            if not hasattr(self, 'value'): self.value = self.make()
-        return self.value
+# %% ../nbs/23_ingest.ipynb #cb063ca8
+@lru_cache(4)
+def _chunk_sql(plan:str, cfg:IngestConfig, clocks:ClocksConfig)->tuple: # plan as JSON -> (SQL over a table `lines`, Ibis type of each column)
+    "`chunk_rows`, compiled once."
+    rows = chunk_rows(ibis.table({'line': 'string'}, name='lines'), json.loads(plan), cfg, clocks)
+    return str(ibis.to_sql(rows, dialect='duckdb')), dict(rows.schema())
 
-def _copy(con, sql:str, path):
-    con.execute(f"COPY ({sql}) TO '{path}' (FORMAT parquet)")
+def _copy(db, sql:str, path):
+    db.execute(f"COPY ({sql}) TO '{path}' (FORMAT parquet)")
 
-def _build_chunk(con, sql:str, columns:list, path:Path, plain:bool, old, folder:Path):
+def _build_chunk(db, sql:str, columns:dict, path:Path, plain:bool, old, folder:Path):
     "Judge one file (or, from its chunk under a narrower plan, only its dead letters) into `folder`."
-    con, odd = con.cursor(), folder/'odd.json'
-    con.execute("SET preserve_insertion_order=false; SET lambda_syntax='ENABLE_SINGLE_ARROW'")
+    db, odd = db.cursor(), folder/'odd.json'
+    db.execute("SET preserve_insertion_order=false; SET lambda_syntax='ENABLE_SINGLE_ARROW'")
     if old: source = f"SELECT line FROM read_parquet('{old}/dead.parquet') WHERE NOT starts_with(reason, 'line: ')"
     elif plain: source = lines_sql(path)
     else: clean(path, folder/'clean', odd); source = lines_sql(folder/'clean')
-    con.execute(f'CREATE OR REPLACE TEMP VIEW lines AS {source}')
+    db.execute(f'CREATE OR REPLACE TEMP VIEW lines AS {source}')
     if old: # sound lines stay as they are; a new column is empty in them
-        had = {d[0] for d in con.execute(f"SELECT * FROM read_parquet('{old}/rows.parquet') LIMIT 0").description}
+        had = {d[0] for d in db.execute(f"SELECT * FROM read_parquet('{old}/rows.parquet') LIMIT 0").description}
         sql = f'''{sql} UNION ALL BY NAME SELECT {', '.join(f'"{c}"' for c in columns if c in had)} FROM read_parquet('{old}/rows.parquet') WHERE reason IS NULL'''
-    _copy(con, sql, folder/'rows.parquet')
+    _copy(db, sql, folder/'rows.parquet')
     dead = f"SELECT reason, line FROM read_parquet('{folder}/rows.parquet') WHERE reason IS NOT NULL"
     if odd.exists(): dead += f" UNION ALL SELECT reason, line FROM read_json('{odd}', format='newline_delimited', columns={{reason: 'VARCHAR', line: 'VARCHAR'}}, maximum_object_size=100000000)"
     if old: dead += f" UNION ALL SELECT reason, line FROM read_parquet('{old}/dead.parquet') WHERE starts_with(reason, 'line: ')"
-    _copy(con, f'SELECT * FROM ({dead}) ORDER BY ALL', folder/'dead.parquet')
-    days = con.execute(f"SELECT strftime(received_time, '%Y-%m-%d') AS day, count(*) FROM read_parquet('{folder}/rows.parquet') WHERE reason IS NULL GROUP BY 1 ORDER BY 1").fetchall()
-    reasons = con.execute(f"SELECT reason, count(*) FROM read_parquet('{folder}/dead.parquet') GROUP BY 1 ORDER BY 1").fetchall()
+    _copy(db, f'SELECT * FROM ({dead}) ORDER BY ALL', folder/'dead.parquet')
+    days = db.execute(f"SELECT strftime(received_time, '%Y-%m-%d') AS day, count(*) FROM read_parquet('{folder}/rows.parquet') WHERE reason IS NULL GROUP BY 1 ORDER BY 1").fetchall()
+    reasons = db.execute(f"SELECT reason, count(*) FROM read_parquet('{folder}/dead.parquet') GROUP BY 1 ORDER BY 1").fetchall()
     write_json(folder/'facts.json', dict(days=dict(days), reasons=dict(reasons)))
     for scrap in (folder/'clean', odd): scrap.unlink(missing_ok=True)
 
 def chunks(
-    con,                 # Ibis connection
+    db,                  # DuckDB connection
     files:list,          # paths of logs
     plan:dict,           # the tracking plan
     cfg:IngestConfig,
@@ -100,7 +98,6 @@ def chunks(
     "Every file, judged; a file judged before is not read again."
     code, plan_key = code_digest('lines', 'ingest'), lambda p: key_of(p['events'])
     name = lambda digest, p: key_of(digest, code, plan_key(p), asdict(cfg) | dict(max_quarantined=0, key_fingerprint=''), asdict(clocks))
-    compiled = _Once(lambda: (con.compile(rows := chunk_rows(ibis.table({'line': 'string'}, name='lines'), plan, cfg, clocks)), list(rows.columns)))
     gone = lambda path, what: TelemetryError(f'{path} {what} while it was read; nothing was written; run again when the files in {path.parent}/ rest')
     def look(path):
         try: return path.stat(), survey(path)
@@ -108,7 +105,7 @@ def chunks(
     def chunk(path, stamp, seen):
         old = CACHE/'ingest/chunk'/name(seen.digest, before) if before else None
         try:
-            made = cached('ingest/chunk', name(seen.digest, plan), lambda to: _build_chunk(con.con, *compiled(), path, seen.plain, old if old and old.is_dir() else None, to))
+            made = cached('ingest/chunk', name(seen.digest, plan), lambda to: _build_chunk(db, *_chunk_sql(json.dumps(plan), cfg, clocks), path, seen.plain, old if old and old.is_dir() else None, to))
             now = path.stat()
         except (duckdb.Error, OSError) as e:
             if not path.exists(): raise gone(path, 'vanished') from None
@@ -118,6 +115,7 @@ def chunks(
     with ThreadPoolExecutor(threads) as pool:
         looks = list(pool.map(look, files))
         first = {seen.digest: (path, stamp, seen) for path, (stamp, seen) in zip(reversed(files), reversed(looks))} # equal files are one chunk
+        if not all((CACHE/'ingest/chunk'/name(d, plan)).is_dir() for d in first): _chunk_sql(json.dumps(plan), cfg, clocks) # before the threads ask for it together
         made = dict(zip(first, pool.map(lambda args: chunk(*args), first.values())))
     return {path: made[seen.digest] for path, (_, seen) in zip(files, looks)}
 
@@ -204,6 +202,11 @@ def window_steps(
         'facts': kept.agg(events=kept.count(), late_amended=amends(kept, clocks).sum(), first_event=kept.event_time.min(), last_event=kept.event_time.max())}
     return make, files
 
+@lru_cache(4)
+def _window_sql(plan:str, cfg:IngestConfig, clocks:ClocksConfig)->tuple:
+    "`window_steps`, compiled once."
+    return tuple({n: str(ibis.to_sql(e, dialect='duckdb')) for n, e in part.items()} for part in window_steps(_chunk_sql(plan, cfg, clocks)[1], clocks))
+
 def window_names(
     days,    # ISO dates with rows
 )->list:     # of windows: days, months or years
@@ -219,7 +222,7 @@ def _start(name:str, later:int=0)->date: # of a window, or of the window after i
     return date.fromordinal(date(year, month, day).toordinal() + 1) if len(name) == 10 else date(year + 1, 1, 1) if len(name) == 4 or month == 12 else date(year, month + 1, 1)
 
 def windows(
-    con,                 # Ibis connection
+    db,                  # DuckDB connection
     found:list,          # chunk folders
     plan:dict,           # the tracking plan
     cfg:IngestConfig,
@@ -229,8 +232,7 @@ def windows(
     "Window after window; one whose inputs are as they were is not made again."
     facts = {c: read_json(c/'facts.json') for c in found}
     names = window_names({d for f in facts.values() for d in f['days']})
-    steps = _Once(lambda: [{n: con.compile(e) for n, e in part.items()} for part in window_steps(dict(chunk_rows(ibis.table({'line': 'string'}, name='lines'), plan, cfg, clocks).schema()), clocks)])
-    code, reach, done, db = code_digest('ingest', 'clocks', 'privacy'), clocks.late_days + cfg.max_skew_hours/24, {}, con.con
+    code, reach, done = code_digest('ingest', 'clocks', 'privacy'), clocks.late_days + cfg.max_skew_hours/24, {}
     db.execute('SET preserve_insertion_order=true') # sorted files, the same bytes every time
     listed = lambda paths: '[' + ', '.join(f"'{p}'" for p in paths) + ']'
     for i, name in enumerate(names):
@@ -238,7 +240,7 @@ def windows(
         near = [n for n in names[:i] if (_start(name) - _start(n, 1)).days <= reach]
         last = done[names[i-1]] if i else None
         def build(folder):
-            make, files = steps()
+            make, files = _window_sql(json.dumps(plan), cfg, clocks)
             db.execute(f"""CREATE OR REPLACE TEMP VIEW rows AS SELECT * EXCLUDE (filename), filename AS chunk_file FROM read_parquet({listed(c/'rows.parquet' for c in here)}, filename=true)
                 WHERE reason IS NULL AND received_time >= TIMESTAMP '{_start(name)}' AND received_time < TIMESTAMP '{_start(name, 1)}'""")
             db.execute('CREATE OR REPLACE TEMP TABLE seen AS SELECT event_id FROM ' + (f"read_parquet({listed(done[n]/'ids.parquet' for n in near)}) WHERE event_id IN (SELECT event_id FROM rows)" if near else "(SELECT '' AS event_id) WHERE false"))
@@ -305,8 +307,8 @@ def run(
     if replay:
         before = read_json(out/'plan.json')
         if why := narrowed(before, plan): raise TelemetryError(f'the plan does not only widen ({why}); lines already taken might fail it; run `telemetry-loop ingest` without --replay')
-    con = connect(run)
-    found = chunks(con, log_files('data'), plan, cfg, clocks, run.threads, before)
+    db = connect(run).con
+    found = chunks(db, log_files('data'), plan, cfg, clocks, run.threads, before)
     facts = {c: read_json(c/'facts.json') for c in found.values()}
     sums = lambda part: sum(sum(facts[c][part].values()) for c in found.values())
     n, n_bad = sums('days') + sums('reasons'), sums('reasons')
@@ -315,15 +317,15 @@ def run(
         reasons = Counter()
         for c in found.values(): reasons.update(facts[c]['reasons'])
         raise TelemetryError(f'{n_bad:,} of {n:,} lines in data/ break the tracking plan (first reason: {min(reasons, key=lambda r: (-reasons[r], r))}); at most {cfg.max_quarantined:.0%} may; bring telemetry in tracking-plan form (see `telemetry-loop import --help`)')
-    try: made = windows(con, sorted(set(found.values())), plan, cfg, clocks, key)
+    try: made = windows(db, sorted(set(found.values())), plan, cfg, clocks, key)
     except (duckdb.Error, OSError) as e: raise TelemetryError(f'the windows cannot be written ({str(e).splitlines()[0][:160]}); nothing was changed; make room and run again') from None
     part = out.parent/'.ingest.part'
     shutil.rmtree(part, ignore_errors=True); (part/'events').mkdir(parents=True)
     try:
         for name, folder in made.items(): _link(folder/'events.parquet', part/'events'/f'{name}.parquet')
-        _gather(con.con, found, made, clocks, part)
+        _gather(db, found, made, clocks, part)
         write_json(part/'plan.json', plan)
-        said = _metrics(con.con, found, made, cfg, n, part)
+        said = _metrics(db, found, made, cfg, n, part)
         if out.exists(): old = out.parent/'.ingest.old'; shutil.rmtree(old, ignore_errors=True); os.replace(out, old)
         os.replace(part, out); shutil.rmtree(out.parent/'.ingest.old', ignore_errors=True)
     except (duckdb.Error, OSError) as e: raise TelemetryError(f'{out} cannot be written ({str(e).splitlines()[0][:160]}); make room and run again') from None
