@@ -218,7 +218,8 @@ def _snowplow(con, path:Path, mapping):
         struct_pack(page := {text('page_url')}, title := {text('page_title')}, referrer := {text('page_referrer')}) AS page,
         struct_pack(choice := left({said('choice', 'event_type')}, 32), scopes := {listed('consent_scopes')}, basis := left({said('choice', 'basis_for_processing')}, 32), consent_version := left({said('choice', 'consent_version')}, 32),
             consent_url := left({said('choice', 'consent_url')}, 2048), domains := {listed('domains_applied')}, gdpr := try_cast({said('choice', 'gdpr_applies')} AS BOOLEAN)) AS choice,
-        try_cast({said('shown', 'elapsed_time')} AS DOUBLE) AS load_s FROM raw WHERE event_name IS NOT NULL""")
+        try_cast({said('shown', 'elapsed_time')} AS DOUBLE) AS load_s FROM raw WHERE event_name IS NOT NULL
+        QUALIFY row_number() OVER (PARTITION BY coalesce({who['event_id']}, row::VARCHAR), time ORDER BY try_cast(derived_tstamp AS TIMESTAMP), row) = 1""") # deliveries received at one moment: nothing else tells the first
     long = con.execute('SELECT count(*) FROM raw WHERE greatest(' + ', '.join(f'coalesce(length({c}), 0)' for c in who) + ') > 64').fetchone()[0]
     return f'{long:,} rows have a name of more than 64 characters, which is replaced by its digest' if long else ''
 

@@ -141,6 +141,8 @@ REFUSED = [ # source, name, content, mapping, words of the one line
     ('generic',   't.csv', LOG.replace('0.25', '1.25'), DECIDE, ['1 values']),
     ('generic',   't.csv', LOG.replace('r2,bob', 'r1,bob'), DECIDE, ["'r1'", 'several users']),
     ('generic',   't.parquet', 'not parquet at all', HOW, ['not a generic file']),
+    ('snowplow',  'e.csv', 'event_id,collector_tstamp\n1,2024-01-01\n', None, ["no column 'event_name'", 'atomic events']),
+    ('snowplow',  'e.csv', b'\x00\x01', None, ['not text']),
     ('movielens', 'r.csv', 'u' * 70 + ',6,2.0,980730861\n', None, ['70 characters', '64']),
 ]
 
@@ -173,3 +175,52 @@ def test_files_follow_the_span(tmp_path):
         done = import_source('movielens', put(tmp_path, f'{name}.csv', text(step)), tmp_path/name)
         assert len(list((tmp_path/name).glob('*.jsonl'))) == done.files
         for p in (tmp_path/name).glob('*.jsonl'): assert all(json.loads(l)['event_time'].startswith(p.stem) for l in p.read_text().splitlines())
+
+HEAD = ['event_id', 'event_name', 'domain_userid', 'network_userid', 'user_id', 'domain_sessionid', 'domain_sessionidx', 'app_id', 'v_tracker', 'page_url', 'page_title', 'page_referrer', 'useragent',
+    'dvce_created_tstamp', 'dvce_sent_tstamp', 'collector_tstamp', 'derived_tstamp', 'contexts_web_page_1', 'unstruct_event_consent_preferences_1', 'unstruct_event_cmp_visible_1', 'contexts_spiders_and_robots_1']
+def web(**fields): # one row of atomic events
+    return dict(event_id='e', event_name='page_view', domain_userid='cookie', network_userid='net', user_id='login', domain_sessionid='s', domain_sessionidx='3', app_id='blog', v_tracker='js-3', page_url='https://x/?q=1', page_title='Home',
+        dvce_created_tstamp='2024-05-01 10:00:00.5', dvce_sent_tstamp='2024-05-01 10:00:30', collector_tstamp='2024-05-01 10:00:31', derived_tstamp='2024-05-01 10:00:01.5', contexts_web_page_1='[{"id":"p"}]') | fields
+def snowplow(tmp_path, *rows, name='events.csv', to='to'):
+    pd.DataFrame(list(rows), columns=HEAD).to_csv(tmp_path/name, index=False)
+    return import_source('snowplow', tmp_path/name, tmp_path/to), [json.loads(l) for p in sorted((tmp_path/to).glob('*.jsonl')) for l in p.read_text(encoding='utf-8').splitlines()]
+
+def test_a_snowplow_page_view_keeps_its_clocks_and_names(tmp_path):
+    done, found = snowplow(tmp_path, web())
+    for e in found: jsonschema.validate(e, event_schema(e['type']))
+    assert found == [dict(event_id='e', type='page_view', schema_version=found[0]['schema_version'], event_time='2024-05-01T10:00:00.500Z', sent_time='2024-05-01T10:00:30.000Z', received_time='2024-05-01T10:00:31.000Z', derived_time='2024-05-01T10:00:01.500Z',
+        user_id='cookie', device_id='cookie', login_id='login', app_version='js-3', app='blog', visit_id='s', visit_index=3, page_view_id='p', page='https://x/?q=1', title='Home')]
+    assert (done.events, done.users, done.items) == (1, 1, 0)
+
+def test_snowplow_consent_is_told_as_it_was_and_for_each_purpose(tmp_path):
+    choice = json.dumps([dict(event_type='allow_selected', consent_scopes=['necessary', 'statistics'], consent_version='2.0', gdpr_applies=True, domains_applied=['https://x/'], consent_url='https://x/', basis_for_processing='consent')])
+    _, found = snowplow(tmp_path, web(event_id='a', event_name='cmp_visible', unstruct_event_cmp_visible_1='[{"elapsed_time": 1.5}]'), web(event_id='b', event_name='consent_preferences', unstruct_event_consent_preferences_1=choice))
+    for e in found: jsonschema.validate(e, event_schema(e['type']))
+    assert [(e['type'], e.get('load_s'), e.get('choice'), e.get('scopes'), e.get('gdpr'), e.get('purpose'), e.get('granted')) for e in found] == [('consent_shown', 1.5, None, None, None, None, None),
+        ('consent_choice', None, 'allow_selected', ['necessary', 'statistics'], True, None, None), ('consent', None, None, None, None, 'analytics', True), ('consent', None, None, None, None, 'personalisation', False)]
+    assert len({e['event_id'] for e in found}) == 4
+
+def test_snowplow_robots_other_acts_and_people_without_a_cookie(tmp_path):
+    _, found = snowplow(tmp_path, web(event_id='a', useragent='Googlebot/2.1'), web(event_id='b', contexts_spiders_and_robots_1='[{"spiderOrRobot":true}]'), web(event_id='c', event_name='link_click', useragent='Mozilla'),
+        web(event_id='d', contexts_web_page_1=None), web(event_id='e', domain_userid=None), web(event_id='f', domain_userid='x'*65), web(event_id='g', unstruct_event_consent_preferences_1='not json', contexts_web_page_1='[[{"id":"p"}]]'))
+    e = {x['event_id']: x for x in found}
+    assert [k for k in e if e[k].get('robot')] == ['a', 'b'] and (e['c']['type'], e['c']['name']) == ('page_event', 'link_click')
+    assert (e['d']['type'], e['d']['name']) == (e['g']['type'], e['g']['name']) == ('page_event', 'page_view')
+    assert (e['e']['user_id'], e['e'].get('device_id')) == ('net', None) and len(e['f']['user_id']) == 32
+    for x in found: jsonschema.validate(x, event_schema(x['type']))
+
+def test_snowplow_deliveries_of_one_event(tmp_path):
+    _, found = snowplow(tmp_path, web(derived_tstamp='2024-05-01 10:00:02'), web(derived_tstamp='2024-05-01 10:00:01'), web(collector_tstamp='2024-05-01 10:05:00'))
+    assert [(e['received_time'][14:19], e['derived_time'][17:19]) for e in found] == [('00:31', '01'), ('05:00', '01')] # ingest keeps the first received
+
+def test_snowplow_text_stays_text(tmp_path):
+    evil = '"}\n{"type":"consent"}; DROP TABLE lines; --<script>=1+1'
+    _, found = snowplow(tmp_path, web(page_title=evil, page_url='x'*3000))
+    assert len(found) == 1 and found[0]['title'] == evil and len(found[0]['page']) == 2048
+
+def test_snowplow_folder_with_none_or_two_tables_is_refused(tmp_path):
+    (tmp_path/'in').mkdir()
+    with pytest.raises(TelemetryError, match='0 files'): import_source('snowplow', tmp_path/'in', tmp_path/'to')
+    for name in ('in/a_events.csv', 'in/b_events.csv'): snowplow(tmp_path, web(), name=name, to=name[3])
+    with pytest.raises(TelemetryError, match='2 files'): import_source('snowplow', tmp_path/'in', tmp_path/'to')
+    (tmp_path/'in/b_events.csv').rename(tmp_path/'in/web_vital_events.csv'); assert import_source('snowplow', tmp_path/'in', tmp_path/'to').events == 1
