@@ -8,18 +8,21 @@ __all__ = ['STAGES', 'LoopConfig', 'first_world', 'pinned_digest', 'dvc', 'simul
 
 # %% ../nbs/61_loop.ipynb #3594723b
 import contextlib,importlib,json,os,shutil,subprocess,sys,tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd, yaml
 from tqdm import tqdm
 from .config import RunConfig, TelemetryError, folder_digest, load_params, read_json, write_json, write_text
 from .estimate import Estimate, mean
+from .privacy import key as pseudonym_key, pseudonyms
+from .faults import write_truth
 from .simulate import SimulateConfig, World
 from .sessions import SessionsConfig
 from .features import contexts_of, read_features
 from .train import Recommender
 from .policy import Policy, PolicyConfig, bootstrap_policy, model_policy
 from .release import promote
+from .erasure import keep_out
 
 # %% ../nbs/61_loop.ipynb #97844da1
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ def first_world(
     run, cfg = load_params(RunConfig, 'run'), load_params(SimulateConfig, 'simulate')
     world = World(cfg, run.seed)
     world.live(bootstrap_policy(load_params(PolicyConfig, 'policy')), cfg.days, to=to, progress=progress)
+    if to is not None: keep_out(to) # who was erased does not come back
     return world
 
 def pinned_digest(pin:str='data.dvc')->str|None: # md5 ending in `.dir`, None without a pin
@@ -52,20 +56,21 @@ def dvc(*words:str, cwd='.'):
 def simulate_first_windows(
     to:str='data',          # folder; anything but `data` is written without touching the repository's own
     if_missing:bool=False,  # say nothing when the telemetry is already there
+    truth:Path|None=None,   # folder for the truth about the injected faults; the pipeline never reads it
 )->str:                     # one line that says what happened
     "Simulate the default telemetry, guarded by data.dvc."
-    to, pinned = Path(to), pinned_digest()
+    to, pinned, tell = Path(to), pinned_digest(), lambda world, folder: folder is not None and write_truth(world, folder)
     full = to.is_dir() and any(to.iterdir())
     if to != Path('data'):
         if full: raise TelemetryError(f'{to}/ is not empty; telemetry is never written over; name an empty folder with --to')
-        first_world(to)
+        tell(first_world(to), truth)
         return f'simulated into {to}/'
     if full:
         found = folder_digest('data')
         if found == pinned: return '' if if_missing else 'data/ already holds the telemetry data.dvc pins'
         raise TelemetryError(f'data/ has digest {found} and data.dvc pins {pinned}; telemetry is never written over; keep yours with `dvc add data`, or move data/ away to simulate again')
     with tempfile.TemporaryDirectory(dir='.', prefix='data.', suffix='.part') as tmp:
-        first_world(Path(tmp)/'data')
+        tell(first_world(Path(tmp)/'data'), truth)
         found = folder_digest(Path(tmp)/'data')
         if to.is_dir(): to.rmdir()
         os.replace(Path(tmp)/'data', 'data')
@@ -74,8 +79,8 @@ def simulate_first_windows(
     if found != pinned: return f'note: the simulated telemetry has digest {found}, data.dvc pinned {pinned} (another CPU type, or other values in params.yaml); the run goes on with it'
     return 'simulated into data/, as data.dvc pins'
 
-# %% ../nbs/61_loop.ipynb #89c3e9ea
-STAGES = ('ingest', 'sessions', 'features', 'train', 'policy', 'ope', 'scorecard', 'release')
+# %% ../nbs/61_loop.ipynb #6fdb895e
+STAGES = ('ingest', 'sessions', 'signals', 'features', 'train', 'policy', 'ope', 'scorecard', 'release')
 
 def run_stages(progress:bool=True):
     "Every stage up to the release decision, in this process and folder."
@@ -112,9 +117,11 @@ def truth_at_log(
 )->dict:                        # value of the candidate, of the logging policies, and the gain: Estimates
     "What off-policy evaluation estimates, from the simulator's truth, at the test decisions of this folder's run."
     features = read_features()
-    logged = pd.read_parquet('artifacts/sessions/decisions.parquet').merge(features.decisions[['decision_id', 'split']], on='decision_id')
+    logged = pd.read_parquet('artifacts/sessions/decisions').merge(features.decisions[['decision_id', 'split']], on='decision_id')
     logged = logged[logged['split'] == 'test'].reset_index(drop=True)
     contexts = contexts_of(logged, features)
+    names = dict(zip(pseudonyms(world.user_ids, pseudonym_key()), world.user_ids))
+    contexts = replace(contexts, user_id=np.array([names[u] for u in contexts.user_id])) # only the simulator knows who is who
     ours, theirs = world.value_at(contexts, candidate, reward), np.zeros(len(logged))
     for name, policy in policies.items():
         if (rows := (logged['policy_id'] + '/' + logged['model_version'] == name).to_numpy()).any(): theirs[rows] = world.value_at(contexts.take(rows), policy, reward)
@@ -152,7 +159,7 @@ def live_rounds(
         told.append({'round': r, 'verdict': card['verdict'], 'promoted': bool(promoted), 'policy': key(live), 'support': ope['support']['verdict'],
             'promised_gain': ope['gain'].get('dr'), 'true_gain': true['gain'].as_dict(), 'promised_value': ope['estimates'].get('dr'), 'model_opinion': ope['estimates'].get('dm'), 'true_value': true['candidate'].as_dict(),
             'life': {k: e.as_dict() for k,e in ours.estimates().items()}, 'life_minus_bootstrap': {k: e.as_dict() for k,e in compare_lives(ours, theirs).items()}})
-        if r < rounds: world.live(live, cfg.days, to=Path('data'), progress=progress)
+        if r < rounds: world.live(live, cfg.days, to=Path('data'), progress=progress); keep_out(Path('data'))
     return {'rounds': told, 'data_digest': folder_digest('data'), 'seed': world.seed}
 
 # %% ../nbs/61_loop.ipynb #e3f658ec

@@ -187,7 +187,7 @@ def run():
     "Replay the candidate policy over the test window's logged decisions."
     run, cfg = load_params(RunConfig, 'run'), load_params(PolicyConfig, 'policy')
     features = read_features()
-    logged = pd.read_parquet('artifacts/sessions/decisions.parquet')
+    logged = pd.read_parquet('artifacts/sessions/decisions')
     logged = logged.merge(features.decisions[['decision_id', 'split']], on='decision_id')
     test = logged[logged['split'] == 'test']
     usable = test[test['position_propensities'].notna() & test['candidates'].notna()].reset_index(drop=True)
