@@ -69,7 +69,7 @@ def chance(
     return (x >> np.uint64(11))*2.**-53
 
 # %% ../nbs/10_faults.ipynb #c7176e35
-_WRONG = dict(event_time='yesterday', user_id=17, type='clikc', position=-1, elapsed='long', score=99, granted='yes', latency_ms=-3., propensities=[0.], slate='i00001', decision_id='', item_id=None, segment=4)
+_WRONG = dict(event_time='yesterday', user_id=17, type='clikc', position=-1, elapsed='long', score=99, granted='yes', latency_ms=-3., propensities=[0.], slate='i00001', decision_id='', item_id=3, segment=4)
 _CUT = ('event_id', 'received_time', 'schema_version')
 
 def damage(

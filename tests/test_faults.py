@@ -2,7 +2,7 @@
 import collections, dataclasses, functools, json, tempfile
 from pathlib import Path
 import jsonschema, numpy as np, pandas as pd, pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from telemetry_loop.config import TelemetryError, from_dict
 from telemetry_loop.faults import BOTS, EVERY, NONE, Faults, bots, chance, clocks, corrupt, damage, device_id, incidents, only, redeliver, stream, write_truth
 from telemetry_loop.policy import PolicyConfig, bootstrap_policy
@@ -90,12 +90,14 @@ def test_exactly_the_told_lines_break_the_plan():
     assert (pd.Series(t for t in truth[truth.violating].text).map(json.loads).map(type) == dict).all()
 
 @given(st.floats(0, 2, exclude_max=True), st.integers(0, 10**9))
+@example(np.nextafter(.6, 0), 0) # the longest cut
+@example(0., 0)
 @settings(max_examples=300, deadline=None)
 def test_damage_always_breaks_the_plan(how, which):
     events = list(log().events.values())
     line = json.dumps(events[which % len(events)])
     bad, kind = damage(line, how)
-    assert keeps(line) and not keeps(bad) and kind and bad.strip() and '\n' not in bad
+    assert keeps(line) and not keeps(bad) and kind and bad.strip() and '\n' not in bad and 'null' not in bad # to many readers null is absent, not wrong
 
 @given(st.integers(1, 60), st.floats(0, 1), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
