@@ -17,6 +17,7 @@ from .governance import allowed, consent_ledger
 from .views import VIEWS, FeatureState, as_of_sql, pinned
 from .splits import split_of, time_cuts
 from .engine import connect
+from .signals import require_registered
 
 # %% ../nbs/27_features.ipynb #ea37176c
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ def _sample_parity(sql, views:list, events:str, decisions:str, viewed:str)->Esti
 def run():
     "Acts and decisions to `artifacts/features/`; stops on any leakage, and where batch and stream differ."
     cfg = load_params(FeaturesConfig, 'features')
+    require_registered(cfg.positive)
     con = connect(replace(load_params(RunConfig, 'run'), engine='duckdb'))                     # as-of joins run here whichever engine prepared the events
     sql = lambda text: con.raw_sql(text).df()
     events, acts, decisions = [f"read_parquet('artifacts/{name}/*.parquet', union_by_name=true)" for name in ('ingest/events', 'sessions/acts', 'sessions/decisions')]

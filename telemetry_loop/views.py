@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import hashlib, heapq, math, warnings
 import numpy as np, pandas as pd
 from .config import TelemetryError
-from .schema import ENVELOPE, EVENTS, SENSITIVE
+from .schema import ENVELOPE, EVENTS
 
 # %% ../nbs/08_views.ipynb #b8204a96
 AGGREGATIONS = ('count', 'decayed', 'sum', 'mean', 'distinct', 'last', 'since')
@@ -43,13 +43,15 @@ def check(
     plan:dict=EVENTS,  # type -> (meaning, {field: ..}, required)
 ):
     "Refuse a definition that the tracking plan cannot serve."
+    from telemetry_loop.privacy import bar_sensitive # here, because scikit-learn stands behind it and starts slowly
     no = lambda what, rule: TelemetryError(f'view {view.id}: {what}; {rule}; correct its definition')
     if gone := [e for e in view.events if e not in plan] or (['nothing'] if not view.events else []): raise no(f'it reads {gone[0]}', f'the tracking plan knows {", ".join(plan)}')
     if view.aggregation not in AGGREGATIONS: raise no(f'aggregation is {view.aggregation!r}', f'the ones it knows are {", ".join(AGGREGATIONS)}')
     if not view.entity or set(view.entity) - {'user_id', 'item_id'}: raise no(f'entity is {view.entity}', 'it is user_id, item_id or both')
     if (view.column is None) != (view.aggregation in ('count', 'decayed', 'since')): raise no(f'column is {view.column!r} for {view.aggregation}', 'count, decayed and since take none, the others take one')
     if view.days is None and view.aggregation == 'decayed' or view.days is not None and view.days <= 0: raise no(f'days is {view.days}', 'it must be above 0, and a decayed count has one')
-    if barred := set(view.reads) & set(SENSITIVE): raise no(f'it reads {sorted(barred)[0]}', 'sensitive columns never enter features')
+    try: bar_sensitive([view.name, *view.reads])
+    except TelemetryError as e: raise TelemetryError(f'view {view.id}: {e}') from None
     for c in view.reads:
         if lacks := [e for e in view.events if c not in ENVELOPE and c not in plan[e][1]]: raise no(f'{lacks[0]} events have no column {c!r}', 'every event it reads carries every column it reads')
 

@@ -183,11 +183,11 @@ def test_items_that_were_never_announced_are_items_too(tmp_path):
     assert f.items['item_id'].tolist() == ['i0', 'i1', 'late'] and f.items['category'].tolist() == ['c', 'c', ''] and f.items['available_time'][2] == moment(500)
     assert f.interactions['item'].tolist() == [0, 1]*5 and f.popularity[['item', 'clicks']].values.tolist() == [[2, 1]]
 
-@pytest.mark.parametrize('how,says', [('no such kind', 'holds no act of kind view .*; it holds clicked, satisfied'), ('bad shares', 'valid_share 0.9'), ('leak', r'\d+ rows know their future')])
+@pytest.mark.parametrize('how,says', [('no such kind', 'holds no act of kind view .*; it holds clicked, satisfied'), ('bad shares', 'valid_share 0.9'), ('not registered', 'signal .clicked. is not in signals.registry'), ('unknown view', "names 'user_clicks_1d@9'"), ('leak', r'\d+ rows know their future')])
 def test_refusals_are_one_line_and_overwrite_nothing(tmp_path, monkeypatch, how, says):
     with stage(tmp_path/'x', ACTS):
         features.run(); before = folder_digest('artifacts'), folder_digest('metrics')
-        change = {'no such kind': dict(positive=['view']), 'bad shares': dict(valid_share=.9), 'leak': {}}[how]
+        change = {'no such kind': dict(positive=['view']), 'bad shares': dict(valid_share=.9), 'not registered': dict(positive=['clicked']), 'unknown view': dict(views=['user_clicks_1d@9']), 'leak': {}}[how]
         (tmp_path/'x/params.yaml').write_text(yaml.safe_dump(small_params(features=dict(embargo_hours=0., valid_share=.2, test_share=.2) | change)))
         if how == 'leak': monkeypatch.setattr(features, 'split_of', lambda e, *_: np.full(len(e), 'train', dtype=object))
         with pytest.raises(TelemetryError, match=says) as refused: features.run()
