@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'MARKS', 'COLOURS', 'CAVEATS', 'ScorecardConfig', 'criterion', 'find', 'Row', 'table_of', 'Scorecard',
-           'judge', 'plot_criteria', 'in_plain_words', 'caveats_of', 'model_card', 'run']
+           'judge', 'plot_criteria', 'in_plain_words', 'trust_in_words', 'caveats_of', 'model_card', 'run']
 
 # %% ../nbs/50_scorecard.ipynb #2d95685e
 from dataclasses import dataclass, fields
@@ -140,6 +140,19 @@ def in_plain_words(
     if scorecard['verdict'] == 'pass': return f'**Yes, it may ship.** All {len(found)} criteria pass. {worth}'
     if scorecard['verdict'] == 'fail': return f'**No, it may not ship.** {len(left["fail"])} of {len(found)} criteria fail: {", ".join(left["fail"])}. {worth}'
     return f'**Not yet: the evidence does not say (verdict inconclusive).** {len(left["inconclusive"])} of {len(found)} criteria are open: {", ".join(left["inconclusive"])}. {worth}'
+
+# %% ../nbs/50_scorecard.ipynb #769fbd92
+def trust_in_words(
+    scorecard:dict,  # content of metrics/scorecard.json
+    ingest:dict, sessions:dict, signals:dict, # contents of their metrics files
+)->str:              # a few sentences
+    "Whether the evidence can be trusted, and what to bear in mind."
+    trust = [c for c in scorecard['criteria'] if c['role'] == 'trust']
+    open_ = [f'{c["name"]} ({c["reason"]})' for c in trust if c['answer'] != 'pass']
+    mind = [f'{n:,} {what}' for n, what in ((ingest['late_dropped'], 'events came too late and were dropped'), (signals['anomalies'], 'odd days were found'), (len(signals['drifted']), 'columns have drifted'),
+        (len(signals['flipped']), 'signals changed their sign'), (len(signals['unit_changes']), 'units seem to have changed'), (sessions['bots']['users'], 'users are machines and were set apart')) if n]
+    answer = f'**Yes.** All {len(trust)} criteria of trust pass.' if not open_ else f'**No, not as it stands.** {len(open_)} of {len(trust)} criteria of trust do not pass: {"; ".join(open_)}.'
+    return answer + (f' To bear in mind: {"; ".join(mind)}.' if mind else '')
 
 # %% ../nbs/50_scorecard.ipynb #b65ac64a
 CAVEATS = [
