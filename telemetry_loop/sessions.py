@@ -15,7 +15,7 @@ import ibis, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, py
 from scipy.stats import norm
 from .config import RunConfig, TelemetryError, code_digest, file_digest, load_params, write_json
 from .estimate import Estimate, wald
-from .engine import CACHE, cached, connect, forget, key_of
+from .engine import CACHE, cached, connect, forget, key_of, read_parquet
 from .dwell import DwellConfig, item_dwell
 
 # %% ../nbs/25_sessions.ipynb #fdef81e4
@@ -87,7 +87,7 @@ def answers(
     t = a.left_join(d, 'decision_id').drop('decision_id_right')
     in_time = (t.event_time >= t.decided - _span(cfg.clock_seconds)) & (t.event_time <= t.decided + _span(3600*cfg.attribution_hours))
     t = t.mutate(place=t.position.coalesce(t.slate.index(t.item_id)), size=t.slate.length(), known=in_time.fill_null(False))
-    t = t.mutate(there=ibis.ifelse((t.place >= 0) & (t.place < t.size), t.slate[t.place] == t.item_id, False))
+    t = t.mutate(there=ibis.ifelse((t.place >= 0) & (t.place < t.size), t.slate[t.place.cast('int32')] == t.item_id, False))
     return t.mutate(reason=ibis.cases((~t.known, 'no decision in time'), (t.user_id != t.chosen_for, 'another user'), (t.there, None), (t.slate.contains(t.item_id), 'wrong position'), else_='not on the slate')
         ).drop('slate', 'chosen_for', 'size', 'known', 'there')
 
@@ -272,13 +272,13 @@ def bots(
 # %% ../nbs/25_sessions.ipynb #54bc1d7b
 def propensity_checks(
     outcome, # one row a decision and position, with slab
-    visited, # events with session_id and slab
+    events,  # Ibis table of events with the decisions asked about
 ):           # slab, and how many decisions break each rule
     "Decisions whose logged probabilities cannot be."
-    d = visited.filter((visited.type == 'decision') & visited.propensities.notnull()).select('decision_id', 'propensities', 'position_propensities', size=visited.slate.length(), offered=visited.candidates.length())
+    d = events.filter((events.type == 'decision') & events.propensities.notnull()).select('decision_id', 'propensities', 'position_propensities', size=events.slate.length(), offered=events.candidates.length())
     t = outcome.select('slab', 'decision_id', 'position').inner_join(d, 'decision_id')
     whole = (t.propensities.length() == t['size']) & (t.position_propensities.isnull() | (t.position_propensities.length() == t['size']))
-    t = t.mutate(whole=whole.fill_null(False), p=ibis.ifelse(t.position < t.propensities.length(), t.propensities[t.position], None), m=ibis.ifelse(t.position < t.position_propensities.length(), t.position_propensities[t.position], None))
+    t = t.mutate(whole=whole.fill_null(False), p=ibis.ifelse(t.position < t.propensities.length(), t.propensities[t.position.cast('int32')], None), m=ibis.ifelse(t.position < t.position_propensities.length(), t.position_propensities[t.position.cast('int32')], None))
     t = t.mutate(slate=t.p.ln().sum().over(group_by=t.decision_id, order_by=t.position, rows=(None, 0)))
     any_ = lambda x: x.fill_null(False).any()
     t = t.group_by('slab', 'decision_id').agg(lengths=any_(~t.whole), bounds=any_((t.p <= 0) | (t.p > 1 + 1e-6) | (t.m <= 0) | (t.m > 1 + 1e-6)), first=any_((t.position == 0) & ((t.p - t.m).abs() > 1e-6)),
@@ -292,20 +292,20 @@ def slab_answers(
     events,             # Ibis table of the events around the slabs, no decision twice
     start, end,         # datetime64: of the first and after the last slab
     unit:str,           # of slabs
-    before,             # arrow table user_id, start, end, state: visits that were open at `start`
+    before,             # Ibis table user_id, start, end, state: visits that were open at `start`; None: none
     cfg:SessionsConfig, stay:DwellConfig,
 )->dict:                # name -> arrow table with `slab`
     "Everything the slabs say."
-    known = ibis.memtable(before) if len(before) else None
     start, end = [ibis.literal(pd.Timestamp(t)) for t in (start, end)]
     inside = lambda t, c='event_time': t.filter((t[c] >= start) & (t[c] < end))
     slab = lambda t, c='event_time': t.mutate(slab=_ms(t[c].truncate(unit)))
     own = inside(events)
-    wanted = slab(visits(own, cfg.gap_minutes, known)).drop('sent_time', 'schema_version', 'app_version')
-    with wanted.cache() as visited, answers(events, cfg).cache() as answered:
+    slim = own[['event_id', 'type', 'kind', 'user_id', *ORDER[:3]]]
+    with slab(visits(slim, cfg.gap_minutes, before)).cache() as visited, answers(events, cfg).cache() as answered:
         asked = events.filter((events.type != 'decision') | ((events.event_time >= start) & (events.event_time < end)))
         with slab(outcomes(asked, answered, cfg, stay), 'decided').cache() as outcome:
-            state, moves = steps(visited, known)
+            chosen = own.filter(own.type == 'decision').inner_join(visited[['event_id', 'session_id', 'slab']], 'event_id')
+            state, moves = steps(visited, before)
             clicked = outcome.filter(outcome.clicked)
             first = events.filter(events.type == 'impression').semi_join(clicked, ['decision_id', 'item_id'])
             first = first.group_by('decision_id', 'item_id').agg(seen=first.device_time.min())
@@ -313,17 +313,16 @@ def slab_answers(
             part = visited.group_by('slab', 'user_id', 'session_id', 'start').agg(end=visited.event_time.max(), decisions=(visited.type == 'decision').sum(), clicks=(visited.type == 'click').sum(), events=visited.count())
             last = state.filter(state.last).select('slab', 'session_id', 'state')
             tables = dict(sessions=part.left_join(last, ['slab', 'session_id']).drop('slab_right', 'session_id_right').order_by(['slab', 'user_id', 'start']),
-                decisions=slab(decisions_with_outcomes(visited, outcome, cfg.reward)).order_by(['slab', 'event_time', 'decision_id']),
+                decisions=slab(decisions_with_outcomes(chosen, outcome, cfg.reward)).order_by(['slab', 'event_time', 'decision_id']),
                 acts=slab(inside(acts(events, cfg))).order_by(['slab', 'user_id', 'event_time', 'known_time', 'item_id', 'kind']),
                 moves=moves.group_by('slab', 'user_id', 'from_state', 'to_state').agg(n=moves.n.sum()).filter(lambda t: t.n != 0).order_by(['slab', 'user_id', 'from_state', 'to_state']),
                 tally=tallies(visited, outcome, here, first, cfg).order_by(['slab', 'user_id']),
-                checks=propensity_checks(outcome, visited).order_by('slab'),
+                checks=propensity_checks(outcome, own).order_by('slab'),
                 loose=here.filter(here.reason == 'no decision in time').select('slab', 'event_id', 'user_id', 'type', 'decision_id', 'event_time').order_by(['slab', 'event_id']))
             return {name: t.to_pyarrow() for name, t in tables.items()}
 
 # %% ../nbs/25_sessions.ipynb #164ec1d3
 _OPEN = pa.schema(dict(user_id=pa.string(), start=pa.timestamp('us'), end=pa.timestamp('us'), state=pa.string()))
-_read = lambda con, files: con.read_parquet(files) if con.name == 'duckdb' else ibis.union(*map(con.read_parquet, files)) if len(files) > 1 else con.read_parquet(files[0])
 _save = lambda table, path: pq.write_table(table.combine_chunks(), path, compression='zstd')
 
 def _index(path, folder):
@@ -373,11 +372,13 @@ def build_slabs(con, windows:dict, index:dict, repeated:dict, cfg:SessionsConfig
         while j < len(slabs) and slabs[j]['key'] not in known and sum(x['events'] for x in slabs[i:j + 1]) <= BATCH: j += 1
         batch = slabs[i:j]
         files, around = [w for w in windows if any(w in x['files'] for x in batch)], pd.Timedelta(hours=math.ceil(reach))
-        events = _read(con, files)
-        if 'device_time' not in events.columns: events = events.mutate(device_time=events.event_time) # until ingest writes windows
+        events = read_parquet(con, files)
         events = events.filter((events.event_time >= pd.Timestamp(batch[0]['start']) - around) & (events.event_time < pd.Timestamp(batch[-1]['end']) + around))
-        if lost(files): events = events.anti_join(ibis.memtable(pd.DataFrame(dict(event_id=lost(files)))), 'event_id')
-        tables = slab_answers(events, batch[0]['start'], batch[-1]['end'], unit, before, cfg, stay)
+        if (gone := lost(files)):
+            gone = cached('sessions/lost', key_of(gone), lambda folder: _save(pa.table({'event_id': gone}), folder/'lost.parquet'))
+            events = events.anti_join(read_parquet(con, [gone/'lost.parquet']), 'event_id')
+        open = read_parquet(con, [slabs[i - 1]['folder']/'open.parquet']) if len(before) else None
+        tables = slab_answers(events, batch[0]['start'], batch[-1]['end'], unit, open, cfg, stay)
         at = {kind: t['slab'].to_numpy() for kind, t in tables.items()}
         for x in batch:
             mine = {kind: t.slice(a := int(np.searchsorted(at[kind], x['start'].astype(int))), int(np.searchsorted(at[kind], x['end'].astype(int))) - a) for kind, t in tables.items()}
@@ -412,19 +413,18 @@ def run():
     run, cfg, stay = load_params(RunConfig, 'run'), load_params(SessionsConfig, 'sessions'), load_params(DwellConfig, 'dwell')
     check_reward(cfg.reward)
     con, out = connect(run), Path('artifacts/sessions')
-    old = [p for p in [Path('artifacts/ingest/events.parquet')] if p.is_file()] # until ingest writes windows
-    windows = {str(p): file_digest(p) for p in sorted(Path('artifacts/ingest/events').glob('*.parquet')) or old}
+    windows = {str(p): file_digest(p) for p in sorted(Path('artifacts/ingest/events').glob('*.parquet'))}
     if not windows: raise TelemetryError('artifacts/ingest/events/ holds no windows; they are written by the ingest stage; run `dvc repro ingest`')
     code = code_digest('sessions')
     pieces = {w: cached('sessions/window', key_of(d, code), lambda folder, w=w: _index(w, folder)) for w, d in windows.items()}
     index = {w: json.loads((p/'hours.json').read_text()) for w, p in pieces.items()}
-    ids = _read(con, [str(p/'decisions.parquet') for p in pieces.values()])
+    ids = read_parquet(con, [str(p/'decisions.parquet') for p in pieces.values()])
     gone, repeated = set(repeats(ids).execute()['event_id']), {}
     for w, p in pieces.items() if gone else ():
         mine = pq.read_table(p/'decisions.parquet', columns=['event_id'])['event_id'].to_pylist()
         repeated[w] = gone.intersection(mine)
     slabs, unit = build_slabs(con, windows, index, repeated, cfg, stay)
-    every = lambda name: _read(con, [str(x['folder']/f'{name}.parquet') for x in slabs])
+    every = lambda name: read_parquet(con, [str(x['folder']/f'{name}.parquet') for x in slabs])
     tally = every('tally')
     sums = tally.group_by('user_id').agg(**{c: tally[c].sum().cast('int64') for c in tally.columns[2:]}).order_by('user_id').execute()
     robots = bots(sums, cfg.bots)
@@ -444,11 +444,10 @@ def run():
     for kind in ('sessions', 'decisions', 'acts'):
         (out/kind).mkdir(parents=True)
         for name, folder in final.items(): shutil.copyfile(folder/f'{kind}.parquet', out/kind/f'{name}.parquet')
-        if old: _save(pa.concat_tables([pq.read_table(f/f'{kind}.parquet') for f in final.values()]), out/f'{kind}.parquet') # until readers read windows
     for name, table in dict(bots=robots, paths=path).items(): _save(pa.Table.from_pandas(table, preserve_index=False), out/f'{name}.parquet')
-    for kind, keep in dict(slab=[x['folder'] for x in slabs], final=final.values(), window=pieces.values()).items(): forget(f'sessions/{kind}', {p.name for p in keep})
+    for kind, keep in dict(slab=[x['folder'] for x in slabs], final=final.values(), window=pieces.values(), lost=[]).items(): forget(f'sessions/{kind}', {p.name for p in keep})
     # what it adds up to
-    s = _read(con, [str(p/'sessions.parquet') for p in final.values()])
+    s = read_parquet(con, [str(p/'sessions.parquet') for p in final.values()])
     s = s.group_by('user_id').agg(visits=s.count(), minutes=(_ms(s.end) - _ms(s.start)).sum().cast('int64')/60_000).order_by('user_id').execute()
     loose, ids = human(every('loose')), ids.anti_join(repeats(ids), 'event_id').select(named='decision_id', decided='event_time')
     loose = loose.left_join(ids, loose.decision_id == ids.named)
