@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['FeaturesConfig', 'history_matrix', 'Features', 'read_features', 'popularity_asof', 'contexts_of', 'may_personalise',
-           'leakage', 'parity', 'views_sql', 'run']
+           'leakage', 'parity', 'proxy_leakage', 'views_sql', 'run']
 
 # %% ../nbs/27_features.ipynb #79e26b0e
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from .config import RunConfig, TelemetryError, load_params, write_json
-from .schema import Contexts
+from .schema import SENSITIVE, Contexts
 from .estimate import Estimate, count
-from .governance import allowed, consent_ledger
+from .governance import allowed, consent_coverage, consent_ledger
+from .privacy import leakage_auc
 from .views import VIEWS, FeatureState, as_of_sql, pinned
 from .splits import split_of, time_cuts
 from .engine import connect
@@ -156,6 +157,21 @@ def parity(
             worst, n = max(worst, 0. if ours == live else abs(ours - live) if isinstance(ours, (int, float)) and isinstance(live, (int, float)) else np.inf), n + 1
     return Estimate(worst, None, None, n)
 
+# %% ../nbs/27_features.ipynb #b629b516
+def proxy_leakage(
+    sql,           # callable(text) -> DataFrame, with the table `viewed`
+    views:list,    # FeatureViews in it
+    events:str, decisions:str, # SQL sources
+    seed:int,
+)->dict:           # sensitive attribute -> Estimate of the AUC
+    "How well each sensitive attribute can be told from the features of a person."
+    own = [v.id for v in views if v.entity == ('user_id',)]
+    if not own: return {name: Estimate(None, None, None, 0) for name in SENSITIVE}
+    means = ', '.join(f'avg(v."{v}") AS "{v}"' for v in own)
+    table = sql(f"""SELECT d.user_id, {', '.join(f'any_value(a.{name}) AS {name}' for name in SENSITIVE)}, {means} FROM viewed v JOIN {decisions} d USING (decision_id)
+        JOIN (SELECT user_id, {', '.join(f'any_value({name}) AS {name}' for name in SENSITIVE)} FROM {events} WHERE type = 'account' GROUP BY user_id) a USING (user_id) GROUP BY d.user_id ORDER BY d.user_id""")
+    return {name: leakage_auc(table[own], table[name], seed) for name in SENSITIVE}
+
 # %% ../nbs/27_features.ipynb #e483320a
 def views_sql(views:list, events:str, decisions:str)->str:
     "One row a decision: views of its user, and lists over its slate for views of items."
@@ -180,7 +196,8 @@ def run():
     "Acts and decisions to `artifacts/features/`; stops on any leakage, and where batch and stream differ."
     cfg = load_params(FeaturesConfig, 'features')
     require_registered(cfg.positive)
-    con = connect(replace(load_params(RunConfig, 'run'), engine='duckdb'))                     # as-of joins run here whichever engine prepared the events
+    run = load_params(RunConfig, 'run')
+    con = connect(replace(run, engine='duckdb'))                     # as-of joins run here whichever engine prepared the events
     sql = lambda text: con.raw_sql(text).df()
     events, acts, decisions = [f"read_parquet('artifacts/{name}/*.parquet', union_by_name=true)" for name in ('ingest/events', 'sessions/acts', 'sessions/decisions')]
     for name in ('ingest/events', 'sessions/acts', 'sessions/decisions'):
@@ -223,4 +240,5 @@ def run():
     for name, table in dict(items=items, interactions=interactions, decisions=decided, popularity=popularity).items(): table.to_parquet(out/f'{name}.parquet', index=False)
     sizes = lambda t: {k: int(n) for k, n in t['split'].value_counts().sort_index().items()}
     write_json('metrics/features.json', {'items': len(items), 'users': int(interactions['user_id'].nunique()), 'interactions': len(interactions), 'leakage': count(leaks).as_dict(), 'parity': apart.as_dict(),
-        'views': [v.id for v in views], 'withheld_users': int(refused), 'valid_from': str(cuts[0]), 'test_from': str(cuts[1]), 'interactions_by_split': sizes(interactions), 'decisions_by_split': sizes(decided)})
+        'views': [v.id for v in views], 'withheld_users': int(refused), 'consent': {r['purpose']: {k: int(r[k]) for k in ('users', 'granted', 'refused', 'silent')} for r in consent_coverage(ledger, sql(f'SELECT DISTINCT user_id FROM {events} WHERE user_id IS NOT NULL')['user_id'], span['known']).to_dict('records')},
+        'proxy_leakage': {name: e.as_dict() for name, e in proxy_leakage(sql, views, events, decisions, run.seed).items()}, 'valid_from': str(cuts[0]), 'test_from': str(cuts[1]), 'interactions_by_split': sizes(interactions), 'decisions_by_split': sizes(decided)})
