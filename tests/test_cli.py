@@ -7,7 +7,7 @@ from telemetry_loop.config import TelemetryError
 from telemetry_loop.estimate import Estimate
 
 ROOT = Path(__file__).parent.parent
-VERBS = 'simulate import ingest sessions features train policy ope scorecard release report index promote status loop schema'.split()
+VERBS = 'simulate import ingest sessions signals features train policy ope scorecard release catalog report index promote status loop schema audit lineage erase expire'.split()
 
 def door(*words, cwd=ROOT): # the door in this process: what it says, and its code
     argv, code, out, err = sys.argv, 0, io.StringIO(), io.StringIO()
@@ -54,7 +54,7 @@ def test_package_imports_away_from_the_repository(tmp_path):
     (['dance'], ['dance']), (['train', '--colour', 'red'], ['--colour']), (['loop', '--rounds', 'x'], ['--rounds']), (['loop', '--rounds', '0'], ['--rounds']), (['import', 'movielens'], ['path']),
     (['train', '--protocol', 'leave-one-out'], ['--protocol', '--sequences']), (['train', '--json', 'x.json'], ['--json', '--sequences']),
     (['ope', '--action', 'a'], ['--action', '--log']), (['ope', '--log', 'x.csv', '--action', 'a'], ['--reward', '--propensity', '--target']),
-    (['import', 'netflix', 'x', '--to', 'y'], ['netflix', 'movielens, sequences, otto, generic']), (['import', 'otto', 'none.jsonl', '--to', 'y'], ['none.jsonl']),
+    (['import', 'netflix', 'x', '--to', 'y'], ['netflix', 'movielens, sequences, otto']), (['import', 'otto', 'none.jsonl', '--to', 'y'], ['none.jsonl']),
     (['report', '99_none'], ['99_none']), (['report', '00_summary', '-p', 'k'], ['-p k', 'NAME=VALUE']),
     (['ope', '--log', 'none.csv', '--action', 'a', '--reward', 'r', '--propensity', 'p', '--target', 'uniform'], ['none.csv']),
     (['train', '--sequences', 'none.txt', '--protocol', 'leave-one-out'], ['none.txt']),

@@ -182,7 +182,7 @@ def test_what_the_target_would_never_show_has_no_probability():
 def test_rows_of_the_tiny_world_are_entries_of_their_candidates(tiny_run):
     read = lambda path: pd.read_parquet(tiny_run/'artifacts'/path)
     rows, candidates = read('policy/rows.parquet'), read('policy/candidates.parquet')
-    log = read('sessions/decisions.parquet').merge(read('features/decisions.parquet')[['decision_id', 'split']], on='decision_id')
+    log = read('sessions/decisions').merge(read('features/decisions.parquet')[['decision_id', 'split']], on='decision_id')
     log = log[log['split'] == 'test']
     assert not rows.duplicated(['decision_id', 'position']).any() and not candidates.duplicated(['decision_id', 'position', 'item_id']).any()
     both = rows.merge(candidates, on=['decision_id', 'position', 'item_id'], suffixes=('', '_there'))
@@ -198,7 +198,7 @@ def test_rows_of_the_tiny_world_are_entries_of_their_candidates(tiny_run):
 @pytest.fixture(scope='module')
 def tiny(tiny_run):
     with contextlib.chdir(tiny_run): f, cfg = read_features(), load_params(PolicyConfig, 'policy')
-    d = pd.read_parquet(tiny_run/'artifacts/sessions/decisions.parquet')
+    d = pd.read_parquet(tiny_run/'artifacts/sessions/decisions')
     return dict(features=f, cfg=cfg, decisions=d, contexts=contexts_of(d, f))
 
 def far(rows): # -> (decisions,) largest relative difference between the two propensities of a decision
@@ -255,8 +255,8 @@ def test_the_bundle_decides_as_it_is_replayed(tiny, tiny_run):
 
 def test_a_log_without_propensities_is_replayed_into_nothing(tiny, tiny_run, tmp_path):
     for name in ('features', 'train'): shutil.copytree(tiny_run/'artifacts'/name, tmp_path/'artifacts'/name)
-    (tmp_path/'artifacts/sessions').mkdir(); shutil.copy(tiny_run/'params.yaml', tmp_path)
-    tiny['decisions'].assign(propensities=None, position_propensities=None).to_parquet(tmp_path/'artifacts/sessions/decisions.parquet')
+    (tmp_path/'artifacts/sessions/decisions').mkdir(parents=True); shutil.copy(tiny_run/'params.yaml', tmp_path)
+    tiny['decisions'].assign(propensities=None, position_propensities=None).to_parquet(tmp_path/'artifacts/sessions/decisions/all.parquet')
     with contextlib.chdir(tmp_path): policy.run()
     for name in ('rows', 'candidates'):
         empty, full = (pd.read_parquet(at/f'artifacts/policy/{name}.parquet') for at in (tmp_path, tiny_run))

@@ -2,6 +2,7 @@
 import hashlib, json, re, shutil
 from pathlib import Path
 import pytest, yaml
+from telemetry_loop.config import folder_digest
 from telemetry_loop.report import headline
 from conftest import ROOT
 from pipeline.conftest import clone, ran, sh
@@ -13,7 +14,7 @@ def test_runs_once_and_then_has_nothing_to_do(pipeline):
     out = sh(pipeline, 'dvc', 'repro').stdout
     assert 'up to date' in out and 'Running stage' not in out and numbers(pipeline) == before
     stages = yaml.safe_load((pipeline/'dvc.lock').read_text())['stages']
-    assert set(stages) == {'ingest', 'sessions', 'features', 'train', 'policy', 'ope', 'scorecard', 'release', 'report@00_summary', 'index'}
+    assert set(stages) == {'ingest', 'sessions', 'signals', 'features', 'train', 'policy', 'ope', 'scorecard', 'release', 'catalog', 'report@00_summary', 'report@01_data_health', 'index'}
 
 def test_same_seed_same_numbers_in_another_place(pipeline, tmp_path):
     assert numbers(ran(clone(tmp_path/'elsewhere'/'two'))) == numbers(pipeline)
@@ -23,7 +24,7 @@ def test_a_changed_value_reruns_what_depends_on_it_and_nothing_else(pipeline, tm
     params = yaml.safe_load((repo/'params.yaml').read_text()); params['scorecard']['criteria'][0]['threshold'] = 9.
     (repo/'params.yaml').write_text(yaml.safe_dump(params))
     ran_stages = re.findall(r"Running stage '([^']+)'", sh(repo, 'dvc', 'repro').stdout)
-    assert ran_stages == ['scorecard', 'release', 'report@00_summary', 'index']
+    assert sorted(ran_stages) == ['index', 'release', 'report@00_summary', 'report@01_data_health', 'scorecard']
     assert json.loads((repo/'metrics/scorecard.json').read_text())['verdict'] == 'fail'
     assert 'may not ship' in (repo/'artifacts/reports/00_summary.html').read_text()
 
@@ -46,7 +47,7 @@ def test_the_loop_leaves_the_checkout_clean_and_equals_the_pipeline(pipeline):
     told = sh(pipeline, 'telemetry-loop', 'loop', '--rounds', '1')
     assert sh(pipeline, 'git', 'status', '--porcelain').stdout == before
     beside = next((pipeline/'runs').glob('loop-*'))
-    for name in ('ingest', 'sessions', 'features', 'train', 'policy', 'ope', 'scorecard', 'release'):
+    for name in ('ingest', 'sessions', 'signals', 'features', 'train', 'policy', 'ope', 'scorecard', 'release'):
         assert (beside/f'metrics/{name}.json').read_text() == (pipeline/f'metrics/{name}.json').read_text(), name
     assert json.loads((beside/'rounds.json').read_text())['rounds'][0]['life_minus_bootstrap']['return_rate']['value'] is not None
 
@@ -94,10 +95,10 @@ def test_bad_input_is_one_line(pipeline, words, said):
 def test_broken_data_stops_with_one_line_and_keeps_the_artifacts(pipeline, tmp_path):
     repo = tmp_path/'copy'; shutil.copytree(pipeline, repo, symlinks=True)
     shutil.rmtree(repo/'data'); (repo/'data').mkdir()
-    kept = (repo/'artifacts/ingest/events.parquet').read_bytes()
+    kept = folder_digest(repo/'artifacts/ingest')
     for name, content, said in (('a.jsonl', b'', 'empty'), ('a.jsonl', b'name,age\nanna,7\n', 'break the tracking plan'), ('a.jsonl', bytes(range(256))*40, 'data/'), ('a.txt', b'x', 'holds no telemetry')):
         for p in (repo/'data').iterdir(): p.unlink()
         (repo/'data'/name).write_bytes(content)
         done = sh(repo, 'telemetry-loop', 'ingest', check=False)
         assert done.returncode != 0 and len(done.stderr.strip().splitlines()) == 1 and said in done.stderr, (name, done.stderr)
-        assert (repo/'artifacts/ingest/events.parquet').read_bytes() == kept
+        assert folder_digest(repo/'artifacts/ingest') == kept
