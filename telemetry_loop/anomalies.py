@@ -33,7 +33,7 @@ class Watched:
     flagged: np.ndarray   # bool
 
 SHARED, USUAL, TINY = 15., .12, .02 # days of evidence that other series give to each, and this spread to all; smallest spread of a day (logs)
-LEVEL, SLOPE, WEEKLY, ODD = 1e-9, 4., 1., .03 # ridge penalties in days of evidence; what is never odd within the past (logs)
+LEVEL, SLOPE, WEEKLY, ODD = 1e-9, 4., (.2, 2.), .03 # ridge penalties in days of evidence (weekdays: both are tried); what is never odd within the past (logs)
 PEOPLE = 20                              # people a day, on average, that make a series worth watching
 
 def _middle(size:np.ndarray)->np.ndarray: # (series,)
@@ -48,6 +48,19 @@ def _yardstick(error:np.ndarray, chance:np.ndarray, known:np.ndarray)->tuple: # 
     n = np.maximum(n - 2., 0.)
     shared = (np.median(n)*np.median(own) + SHARED*USUAL**2)/(np.median(n) + SHARED)
     return np.maximum((n*own + SHARED*shared)/(n + SHARED), TINY**2), n + SHARED
+
+def _forecast(past, use, t:int, span:np.ndarray, half_life:float, weekly:float)->tuple: # forecast of day t, its leverage, (both (series,)), which days of `span` had a say
+    "Level, slope a week and weekday, the past fading; odd days lose their say (Tukey's bisquare)."
+    x = np.column_stack([np.ones(len(span)), (span - t)/7, (span[:, None] - t) % 7 == np.arange(7)])
+    now, penalty = np.r_[1., 0., 1., np.zeros(6)], np.diag(np.r_[LEVEL, SLOPE, np.full(7, weekly)])
+    fade = .5**((t - span)/half_life)[:, None]*use[span]
+    known, w = np.where(use[span], past[span], 0.), fade
+    for _ in range(3):
+        inverse = np.linalg.inv(np.einsum('ps,pi,pj->sij', w, x, x, optimize=True) + penalty)
+        beta = np.einsum('sij,pj,ps->si', inverse, x, w*known, optimize=True)
+        off = np.abs(known - x @ beta.T)
+        w = fade*np.maximum(0., 1 - (off/(4*np.maximum(_middle(np.where(use[span], off, np.nan)), ODD)))**2)**2
+    return beta @ now, np.minimum(np.einsum('i,sij,j->s', now, inverse, now), 1e3), w > fade/4
 
 def _count_p(count:np.ndarray, mean:np.ndarray, spread:np.ndarray, degrees:np.ndarray)->np.ndarray:
     "Two-sided p-value of a count with variance mean + spread*mean^2, by a stabilised z and by the negative binomial: the larger."
@@ -71,28 +84,21 @@ def watch(
     days, series = y.shape
     alpha = np.broadcast_to(alpha, days)
     past, use = y.copy(), ~np.isnan(y)
-    steady, say, flagged = (np.zeros(y.shape, bool) for _ in range(3))
+    steady, flagged = np.zeros(y.shape, bool), np.zeros(y.shape, bool)
     expected, scale, p_value, error, inflate = (np.full(y.shape, np.nan) for _ in range(5))
-    each, chance, run, penalty = 1., np.zeros(y.shape), np.zeros(series, int), np.diag(np.r_[LEVEL, SLOPE, np.full(7, WEEKLY)])
+    missed = np.full((len(WEEKLY), *y.shape), np.nan)
+    each, chance, run = 1., np.zeros(y.shape), np.zeros(series, int)
     for t in range(1, days if series else 0):
         span = np.arange(max(0, t - cfg.memory_days), t)
-        x = np.column_stack([np.ones(len(span)), (span - t)/7, (span[:, None] - t) % 7 == np.arange(7)]) # level, slope a week, weekday
-        now = np.r_[1., 0., 1., np.zeros(6)]
-        fade = .5**((t - span)/cfg.half_life_days)[:, None]*use[span]
-        known, w = np.where(use[span], past[span], 0.), fade
-        for _ in range(3): # odd days that were not flagged, in the warm-up for example, lose their say (Tukey's bisquare)
-            inverse = np.linalg.inv(np.einsum('ps,pi,pj->sij', w, x, x) + penalty)
-            beta = np.einsum('sij,pj,ps->si', inverse, x, w*known, optimize=True)
-            off = np.abs(known - x @ beta.T)
-            size = _middle(np.where(use[span], off, np.nan))
-            w = fade*np.maximum(0., 1 - (off/(4*np.maximum(size, ODD)))**2)**2
-        expected[t], say[span] = beta @ now, w > fade/4
-        leverage = np.minimum(np.einsum('i,sij,j->s', now, inverse, now), 1e3)
+        guess, leverage, say = (np.stack(v) for v in zip(*[_forecast(past, use, t, span, cfg.half_life_days, w) for w in WEEKLY]))
+        missed[:, t] = np.abs(y[t] - guess)
+        best = np.argmin([np.where(use[span] & steady[span], np.minimum(m[span], .5), 0.).sum(0) for m in missed], axis=0) # a strong week or a weak one: what foretold this series better
+        expected[t], leverage, say = guess[best, np.arange(series)], leverage[best, np.arange(series)], say[best, :, np.arange(series)].T
         mean = np.exp(np.clip(expected[t], -30, 30))*(1. if exposure is None else exposure[t])
         if users is not None: each = np.maximum(1., np.nansum(count[:t], 0)/np.maximum(1., np.nansum(users[:t], 0)))
         chance[t] = 0. if count is None else each/np.maximum(mean, .3)
-        error[t], inflate[t], steady[t] = y[t] - expected[t], np.sqrt(1 + leverage), leverage < 1 # steady: this weekday was seen before
-        own, degrees = _yardstick(error[span]/inflate[span], chance[span], use[span] & steady[span] & say[span])
+        error[t], inflate[t], steady[t] = y[t] - expected[t], np.sqrt(1 + leverage), t >= 7
+        own, degrees = _yardstick(error[span]/inflate[span], chance[span], use[span] & steady[span] & say)
         scale[t] = np.sqrt(own + chance[t])*inflate[t]
         if count is None: p = 2*student.sf(np.abs(error[t])/scale[t], degrees)
         else: p = _count_p(count[t]/each, np.maximum(mean, 1e-9)/each, own*(1 + leverage) + leverage*chance[t], degrees)

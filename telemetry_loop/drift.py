@@ -36,6 +36,16 @@ def _distance(measured:float, noise_square:float, noise_bound:float, n:int)->Est
     "The debiased distance with its interval."
     return Estimate(float(np.sqrt(max(0., measured**2 - noise_square))), max(0., measured - noise_bound), min(1., measured + noise_bound), n)
 
+def _effective_below(x:np.ndarray, cuts:np.ndarray, cluster)->float:
+    "Effective rows behind the share of `x` below a cut, at the cut where they are fewest."
+    if cluster is None: return float(len(x))
+    who = pd.factorize(np.asarray(cluster))[0].astype(np.int64); g, k, n = who.max() + 1, len(cuts) + 1, len(x)
+    below = np.bincount(who*k + np.searchsorted(cuts, x), minlength=g*k).reshape(g, k).cumsum(1) # (clusters, cuts + 1), the last column is the size
+    size, share = below[:, -1:], below.sum(0)/n
+    spread = ((below - size*share)**2).sum(0)[:-1]*g/max(1, g - 1)
+    inner = (share[:-1] > 0) & (share[:-1] < 1)
+    return n/max(1., (spread[inner]/(n*share[:-1]*(1 - share[:-1]))[inner]).max()) if inner.any() else float(g)
+
 def numeric_drift(
     reference:np.ndarray,         # (n,) numbers as they were; missing ones count as larger than any
     current:np.ndarray,           # (m,) numbers as they are
@@ -47,7 +57,7 @@ def numeric_drift(
     if not len(a) or not len(b): return Estimate(None, None, None, len(a) + len(b))
     gap = max(np.abs(np.searchsorted(a, x, 'right')/len(a) - np.searchsorted(b, x, 'right')/len(b)).max() for x in (a, b))
     cuts = np.unique(a[(len(a)*np.arange(1, 10))//10]) # deciles
-    rows = [effective_rows(np.searchsorted(cuts, np.asarray(x, float)), c) for x, c in zip((reference, current), clusters)]
+    rows = [_effective_below(np.asarray(x, float), cuts, c) for x, c in zip((reference, current), clusters)]
     s = np.sqrt(sum(1/r for r in rows))
     return _distance(gap, np.pi**2/12*s**2, kstwobign.isf(1 - level)*s, len(a) + len(b))
 

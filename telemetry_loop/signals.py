@@ -79,7 +79,7 @@ def rank_correlation(
 )->tuple:              # correlation, its standard error
     "Correlation of ranks with an error that knows of users."
     rho = float((a*b).mean())
-    return rho, standard_error(a*b - rho*(a**2 + b**2)/2, user)
+    return rho, max(standard_error(a*b - rho*(a**2 + b**2)/2, user), len(a)**-.5) # a handful of rare values seems surer than it is
 
 def associations(
     table:pd.DataFrame, # user_id, window, and the columns named
@@ -176,7 +176,9 @@ def require_registered(
     for name in names:
         if name not in known: raise TelemetryError(f'signal {name!r} is not in signals.registry ({", ".join(known)}); only registered signals are learned from; audit it with `telemetry-loop signals`, then add it to params.yaml')
 
-# %% ../nbs/26_signals.ipynb #b814007c
+# %% ../nbs/26_signals.ipynb #be94aefc
+SETUP = ('account', 'item', 'consent', 'exposure') # what is said once, not done day by day
+
 @dataclass(frozen=True)
 class Check:
     "One question about the telemetry, answered."
@@ -225,7 +227,7 @@ def freshness(events, limit:float)->Check:
     "Hours since a busy event type was last received, at the end of the log."
     rows = events.group_by('type').agg(n=events.count(), first=events.received_time.min(), last=events.received_time.max()).execute()
     end, hours = rows['last'].max(), lambda t: t.dt.total_seconds()/3600
-    busy = rows[rows.n >= hours(end - rows['first'])]                          # one an hour or more
+    busy = rows[(rows.n >= hours(end - rows['first'])) & ~rows['type'].isin(SETUP)] # one an hour or more
     return _check('freshness', dict(zip(busy['type'], hours(end - busy['last']))), limit)
 
 def volume(judged:pd.DataFrame, cfg:WatchConfig, days:int=7)->Check:
@@ -239,8 +241,7 @@ def distribution(changes:list)->Check: # from `unit_changes`
     "Numbers that changed their unit."
     return Check('distribution', 'fail' if changes else 'pass', float(len(changes)), 0., '; '.join(f'{c["name"]} from {c["first"]}: {c["looks"]}' for c in changes))
 
-# %% ../nbs/26_signals.ipynb #be94aefc
-SETUP = ('account', 'item', 'consent', 'exposure') # what is said once, not done day by day
+# %% ../nbs/26_signals.ipynb #09cb7ece
 NUMBERS = [c for c, r in columns().items() if r['type'] in ('number', 'integer') and c not in ('seq', 'position')]
 FLAGS = [c for c, r in columns().items() if r['type'] == 'boolean' and c != 'granted']
 
@@ -323,7 +324,7 @@ def user_windows(events, sessions, decisions, acts, cfg:AuditConfig)->tuple: # t
     index = pd.MultiIndex.from_product([sorted(known.index), range(max(0, windows))], names=['user_id', 'window'])
     index = index[known.reindex(index.get_level_values(0)).to_numpy() < (start + pd.to_timedelta((index.get_level_values(1) + 1)*days, 'D')).to_numpy()]
     at = lambda x: x.reindex(index)
-    table = at(counts).join(at(kinds)).join(at(breadth)).fillna(0.).join(at(did)[['decisions']].fillna(0.)).join(at(came)[['visits']].fillna(0.))
+    table = at(counts.drop(columns=['click', *kinds.columns], errors='ignore')).join(at(kinds)).join(at(breadth)).fillna(0.).join(at(did)[['decisions']].fillna(0.)).join(at(came)[['visits']].fillna(0.))
     table['active'] = (at(counts).notna().any(axis=1) | (table.decisions > 0)).to_numpy()
     h, q = at(habits), at(did)
     table['active_days'], table['evening'] = h.active_days.fillna(0.), h.evening
@@ -334,9 +335,9 @@ def user_windows(events, sessions, decisions, acts, cfg:AuditConfig)->tuple: # t
     visits, q = came.reindex(ahead), did.reindex(ahead)
     table['return'], table['session_minutes'] = visits.visits.notna().to_numpy(float), (visits.minutes/visits.visits).to_numpy()
     table['satisfaction'] = (q.long/q.decisions).to_numpy()
-    active = table[table.active]
+    sent = at(counts).fillna(0.)[table.active.to_numpy()].mean()
     sources = {'satisfied': ['heartbeat', 'close'], 'dwell': ['heartbeat', 'close'], 'clicked': ['click'], 'click_rate': ['click', 'impression'], 'view': ['interaction'], 'cart': ['interaction'], 'rating': ['interaction'], 'breadth': ['click', 'interaction']}
-    cost = {s: max(1., sum(float(active[k].mean()) for k in sources.get(s, [s]) if k in counts.columns)) for s in signals}
+    cost = {s: max(1., sum(float(sent[k]) for k in sources.get(s, [s]) if k in sent)) for s in signals}
     return table.reset_index(), signals, cost
 
 def _newest(versions:pd.Series)->str:
@@ -344,7 +345,7 @@ def _newest(versions:pd.Series)->str:
     there = versions.dropna().unique()
     return max(there, key=lambda v: [int(p) if p.isdigit() else -1 for p in str(v).split('.')]) if len(there) else ''
 
-def arms(events, last_seen)->pd.Series: # user_id -> 0 or 1, where two variants met people at the same time
+def arms(events)->pd.Series: # user_id -> 0 or 1, where two variants met people at the same time
     "Who met which variant of the largest experiment that runs both at once."
     met = events.filter(events.type == 'exposure').group_by(['experiment', 'user_id']).agg(variant=ibis._.variant.min(), other=ibis._.variant.max(), at=ibis._.event_time.min()).execute()
     best = pd.Series(dtype=float)
@@ -437,8 +438,10 @@ def run():
     found = alarms(judged); units = unit_changes(profiles, found)
     checks = [completeness(events, cfg.checks.max_missing), out_of_range(events, cfg.checks.max_out_of_range), uniqueness(events), references(events, cfg.checks.max_orphans),
               freshness(events, cfg.checks.max_silent_hours), volume(judged, cfg.watch), distribution(units)]
+    bots = Path('artifacts/sessions/bots.parquet')
+    if bots.is_file(): events = events.filter(events.user_id.isnull() | events.user_id.notin(pd.read_parquet(bots).user_id.tolist() or ['']))
     table, signals, cost = user_windows(events, sessions, decisions, acts, cfg.audit)
-    table['arm'] = table.user_id.map(arms(events, None))
+    table['arm'] = table.user_id.map(arms(events))
     audited = audit(table, signals, list(OUTCOMES), cfg.audit, cost)
     end = events.event_time.max().execute().normalize()
     now = end - pd.Timedelta(cfg.drift.current_days, 'D'); then = now - pd.Timedelta(cfg.drift.reference_days, 'D')
