@@ -390,3 +390,15 @@ def test_a_log_where_nobody_can_stay_accuses_nobody(tmp_path):
             t = k*5000 + rng.uniform(0, 3000)
             rows += [decision(f'{u}.{k}', t, ['a'], f'u{u}'), act('click', t + rng.uniform(2, 60), f'{u}.{k}', 'a', f'u{u}')]
     with home(tmp_path/'a', [r for r in rows if (r['event_time'].hour + 12) % 24 > 8]): sessions.run(); assert said()['bots']['users'] == 0
+
+# --- the other engine
+
+def test_spark_writes_the_same_bytes(tmp_path):
+    found, log = {}, messy(np.random.default_rng(SEED), 6, 3)
+    for engine in ('duckdb', 'pyspark'):
+        with home(tmp_path/engine, log):
+            params = yaml.safe_load(Path('params.yaml').read_text()); params['run']['engine'] = engine; Path('params.yaml').write_text(yaml.safe_dump(params))
+            try: sessions.run()
+            except TelemetryError as e: pytest.skip(str(e)) if engine == 'pyspark' else pytest.fail(str(e))
+            found[engine] = digest()
+    assert found['duckdb'] == found['pyspark'] and found['duckdb'][1]['decisions'] > 20
