@@ -152,7 +152,7 @@ def parsed(
     "Each line taken apart, once (DuckDB's JSON functions)."
     rules, events = plan_columns(plan), plan['events']
     owners = {n: [e for e, body in events.items() if n in body['properties']] for n in rules}
-    own = lambda n, x, other: x if len(owners[n]) == len(events) else ibis.ifelse(t.event.isin(owners[n]), x, other)
+    own = lambda n: ibis.literal(True) if len(owners[n]) == len(events) else t.event.isin(owners[n])
     @ibis.udf.scalar.builtin(name='json_transform', signature=((dt.string, dt.string), dt.Struct({n: dt.string for n in rules})))
     def fragments(line, spec): ...
     t = lines.mutate(is_object=_valid(lines.line).fill_null(False) & lines.line.strip().startswith('{'))
@@ -160,7 +160,7 @@ def parsed(
     t = t.mutate(field=fragments(whole, json.dumps({n: 'JSON' for n in rules})), # absent and null look alike here:
         nulls=_types(ibis.ifelse(t.line.contains('null'), whole, _NO_TEXT), ibis.literal([f'$.{n}' for n in rules], type='array<string>')))
     t = t.mutate(event=_text(t.field['type']))
-    t = t.mutate(**{f'json_{n}': own(n, t.field[n], _NO_TEXT) for n in rules})
+    t = t.mutate(**{f'json_{n}': ibis.ifelse(t.field[n].notnull() & own(n), t.field[n], _NO_TEXT) for n in rules}) # ask whose it is only where it is
     found = {}
     for i, (n, rule) in enumerate(rules.items()):
         raw, kind = t[f'json_{n}'], rule['type']
@@ -171,7 +171,7 @@ def parsed(
             strangers = _member_types(array, '$[*]').filter(lambda k: ~k.isin(_MEMBERS[rule['items']['type']]))
             text, fits = _members(array, '$[*]'), raw.startswith('[') & (strangers.length().fill_null(0) == 0)
         else: text, fits = raw, ~(raw.startswith('"') | raw.isin(['true', 'false']))
-        found |= {f'text_{n}': text, f'is_{n}': ibis.ifelse(own(n, t.nulls[i] == 'NULL', False).fill_null(False), False, fits)}
+        found |= {f'text_{n}': text, f'is_{n}': ibis.ifelse(t.nulls.notnull() & (t.nulls[i] == 'NULL') & own(n), False, fits)}
     return t.mutate(**found).drop('field', 'nulls', *[f'json_{n}' for n in rules])
 
 # %% ../nbs/21_lines.ipynb #70706fc0
