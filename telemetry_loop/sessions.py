@@ -358,7 +358,7 @@ def slabs_of(
 def build_slabs(con, windows:dict, index:dict, repeated:dict, cfg:SessionsConfig, stay:DwellConfig)->tuple: # slabs, each with its `folder`; their unit
     "What every slab says; only what is new is worked out."
     reach = cfg.attribution_hours + (60*stay.cap_minutes + cfg.clock_seconds)/3600
-    (slabs, unit), code = slabs_of(windows, index, reach), code_digest('config', 'dwell', 'sessions')
+    (slabs, unit), code = slabs_of(windows, index, reach), code_digest('config', 'dwell', 'engine', 'schema', 'sessions')
     lost = lambda files: sorted(set().union(*[repeated.get(w, ()) for w in files]))
     for x in slabs: x['key'] = key_of(x['name'], [windows[w] for w in x['files']], lost(x['files']), code, asdict(cfg), asdict(stay))
     there = {p.name for p in (CACHE/'sessions/slab').glob('*-*')}
