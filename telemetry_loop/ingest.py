@@ -73,7 +73,7 @@ def _build_chunk(db, sql:str, columns:dict, path:Path, plain:bool, old, folder:P
     if old: # sound lines stay as they are; a new column is empty in them
         had = {d[0] for d in db.execute(f"SELECT * FROM read_parquet('{old}/rows.parquet') LIMIT 0").description}
         sql = f'''{sql} UNION ALL BY NAME SELECT {', '.join(f'"{c}"' for c in columns if c in had)} FROM read_parquet('{old}/rows.parquet') WHERE reason IS NULL'''
-    copy_parquet(db, sql, folder/'rows.parquet')
+    db.execute(f"COPY ({sql}) TO '{folder/'rows.parquet'}' (FORMAT parquet)") # in any order: windows sort
     dead = f"SELECT reason, line FROM read_parquet('{folder}/rows.parquet') WHERE reason IS NOT NULL"
     if odd.exists(): dead += f" UNION ALL SELECT reason, line FROM read_json('{odd}', format='newline_delimited', columns={{reason: 'VARCHAR', line: 'VARCHAR'}}, maximum_object_size=100000000)"
     if old: dead += f" UNION ALL SELECT reason, line FROM read_parquet('{old}/dead.parquet') WHERE starts_with(reason, 'line: ')"

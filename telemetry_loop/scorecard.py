@@ -149,8 +149,8 @@ def trust_in_words(
     "Whether the evidence can be trusted, and what to bear in mind."
     trust = [c for c in scorecard['criteria'] if c['role'] == 'trust']
     open_ = [f'{c["name"]} ({c["reason"]})' for c in trust if c['answer'] != 'pass']
-    mind = [f'{n:,} {what}' for n, what in ((ingest['late_dropped'], 'events came too late and were dropped'), (signals['anomalies'], 'odd days were found'), (len(signals['drifted']), 'columns have drifted'),
-        (len(signals['flipped']), 'signals changed their sign'), (len(signals['unit_changes']), 'units seem to have changed'), (sessions['bots']['users'], 'users are machines and were set apart')) if n]
+    mind = [f'{what} {n:,}' for n, what in ((ingest['late_dropped'], 'events that came too late and were dropped:'), (signals['anomalies'], 'odd days in some series:'), (len(signals['drifted']), 'columns that drifted:'),
+        (len(signals['flipped']), 'signals that changed their sign:'), (len(signals['unit_changes']), 'units that seem to have changed:'), (sessions['bots']['users'], 'machines among the users, set apart:')) if n]
     answer = f'**Yes.** All {len(trust)} criteria of trust pass.' if not open_ else f'**No, not as it stands.** {len(open_)} of {len(trust)} criteria of trust do not pass: {"; ".join(open_)}.'
     return answer + (f' To bear in mind: {"; ".join(mind)}.' if mind else '')
 
