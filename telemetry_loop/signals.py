@@ -268,14 +268,14 @@ def day_counts(events, block_hours:int)->tuple: # counts, profiles: see `anomali
     series = volumes[volumes.name.isin(answers)][['name', 'block']].drop_duplicates()
     rates = series.merge(base, on='block').merge(volumes[['day', 'name', 'block', 'count', 'users']], how='left', on=['day', 'name', 'block']).fillna({'count': 0., 'users': 0.}).assign(kind='rate')
     parts = [volumes, rates]
-    for c in FLAGS:
+    for c in [c for c in FLAGS if c in t.columns]:
         f = t.filter(t[c].notnull()).group_by(['day', 'hour', 'type']).agg(count=ibis._[c].sum(), exposure=ibis._.count()).execute()
         if len(f): parts.append(f.assign(block=label(f.hour, f.type), name=f.type + '.' + c, kind='rate', users=f.exposure).groupby(['day', 'kind', 'name', 'block'], as_index=False)[['count', 'exposure', 'users']].sum())
     where = t.filter(t.type == 'account').select('user_id', own=ibis._.segment).distinct()
     s = t.filter(t.user_id.notnull() & ~t.type.isin(SETUP)).drop('segment').join(where, 'user_id').group_by(['day', 'own']).agg(users=ibis._.user_id.nunique()).execute()
     if len(s): parts.append(s.assign(kind='rate', name='people of ' + s.own, block='', count=s.users, exposure=s.groupby('day').users.transform('sum')).drop(columns='own'))
     bins = []
-    for c in NUMBERS:
+    for c in [c for c in NUMBERS if c in t.columns]:
         x = t.filter(t[c].notnull())
         h = x.mutate(bin=ibis.ifelse(x[c] > 0, (PER_DOUBLING*x[c].nullif(0).abs().log2()).floor(), -400.).cast('int64')).group_by(['day', 'hour', 'type', 'bin']).agg(count=ibis._.count()).execute()
         if len(h): bins.append(h.assign(block=label(h.hour, h.type), name=h.type + '.' + c, kind='distribution').groupby(['day', 'kind', 'name', 'block', 'bin'], as_index=False)['count'].sum())
