@@ -155,7 +155,7 @@ def parsed(
     own = lambda n: ibis.literal(True) if len(owners[n]) == len(events) else t.event.isin(owners[n])
     @ibis.udf.scalar.builtin(name='json_transform', signature=((dt.string, dt.string), dt.Struct({n: dt.string for n in rules})))
     def fragments(line, spec): ...
-    t = lines.mutate(is_object=_valid(lines.line).fill_null(False) & lines.line.strip().startswith('{'))
+    t = lines.mutate(is_object=_valid(lines.line).fill_null(False) & ibis.ifelse(lines.line.startswith('{'), True, lines.line.strip().startswith('{')))
     whole = ibis.ifelse(t.is_object, t.line, _NO_TEXT)
     t = t.mutate(field=fragments(whole, json.dumps({n: 'JSON' for n in rules})), # absent and null look alike here:
         nulls=_types(ibis.ifelse(t.line.contains('null'), whole, _NO_TEXT), ibis.literal([f'$.{n}' for n in rules], type='array<string>')))

@@ -241,11 +241,11 @@ def test_a_vanishing_file_and_a_full_disk_leave_nothing_half_written(tmp_path, m
         real = ingest.lines_sql
         monkeypatch.setattr(ingest, 'lines_sql', lambda path: (folder/'data/b.jsonl').unlink(missing_ok=True) or real(path))
         with pytest.raises(TelemetryError, match='vanished while it was read; nothing was written'): ingest.run()
-        monkeypatch.undo(); copy = ingest._copy
+        monkeypatch.undo(); copy = ingest.copy_parquet
         def full(db, sql, path):
             if path.name == 'volumes.parquet': Path(path).write_bytes(b'half'); raise OSError(28, 'No space left on device')
             copy(db, sql, path)
-        monkeypatch.setattr(ingest, '_copy', full)
+        monkeypatch.setattr(ingest, 'copy_parquet', full)
         with pytest.raises(TelemetryError, match='No space left on device.*make room') as e: ingest.run()
         assert '\n' not in str(e.value) and not Path('artifacts/ingest').exists() and not Path('metrics').exists() and not [p for p in folder.rglob('*.part')]
         monkeypatch.undo(); ingest.run(); assert said()['events'] == 1

@@ -1,12 +1,12 @@
-"The compiled rules against the reference validator, line by line."
-import json, re
+"The compiled rules against the reference validator, line by line; every line of a file goes one way."
+import gzip, json, re
 from datetime import datetime
 import ibis, jsonschema, numpy as np, pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from telemetry_loop.config import RunConfig, TelemetryError
 from telemetry_loop.engine import connect
-from telemetry_loop.lines import judge
-from telemetry_loop.schema import ENVELOPE, EVENTS, VERSION, columns, event_schema
+from telemetry_loop.lines import BLOCK, LONGEST, clean, judge, narrowed, survey
+from telemetry_loop.schema import ENVELOPE, EVENTS, VERSION, columns, event_schema, tracking_plan
 
 RULES, REFERENCE = columns(), {kind: jsonschema.Draft202012Validator(event_schema(kind)) for kind in EVENTS}
 TIMES = [n for n, rule in RULES.items() if 'pattern' in rule]
@@ -32,7 +32,7 @@ def faults(line): # -> fields at fault; None: not an event at all
     if not isinstance(line, dict) or not isinstance(line.get('type'), str) or line['type'] not in EVENTS: return None
     found = set()
     for e in REFERENCE[line['type']].iter_errors(line): found |= set(e.validator_value) - set(line) if e.validator == 'required' else {e.absolute_path[0]}
-    return found | {n for n in TIMES if isinstance(line.get(n), str) and not real_day(line[n])}
+    return found | {n for n in TIMES if n in event_schema(line['type'])['properties'] and isinstance(line.get(n), str) and not real_day(line[n])}
 
 # --- lines that keep the plan, and what may befall them
 
@@ -128,3 +128,55 @@ def test_one_odd_line_is_quarantined_and_stops_nobody(con, name):
     "Also where the reference lets it pass: NaN and Infinity are no JSON, and an integer must arrive exactly."
     odd, plain = judged(con, [json.dumps(STRANGE[name]), json.dumps(CLICK)])
     assert odd['reason'] and plain['reason'] is None
+
+# --- files
+
+def cleaned(tmp_path, body, name='a.jsonl'):
+    path, sound, odd = (tmp_path/n for n in (name, 'sound', 'odd'))
+    path.write_bytes(body); clean(path, sound, odd)
+    return survey(path).plain, sound.read_bytes(), [json.loads(l) for l in odd.open()]
+
+def test_a_clean_file_is_taken_as_it_is(tmp_path):
+    body = ('{"a": "é\U0001f926"}\n'*100_000).encode()                    # letters of many bytes, across the blocks
+    assert cleaned(tmp_path, body) == (True, body, [])
+    assert cleaned(tmp_path, gzip.compress(body), 'a.jsonl.gz') == (False, body, [])
+    assert cleaned(tmp_path, gzip.compress(body[:21]) + gzip.compress(body[21:]) + b'\0'*9, 'a.jsonl.gz')[1:] == (body, [])
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(parts=st.lists(st.sampled_from([b'{"a": 1}', b'\xff', b'x'*(LONGEST + 1), b'y'*(LONGEST + 2*BLOCK), b'z'*LONGEST, 'é'.encode(), b'']), max_size=6), end=st.booleans(), zipped=st.booleans())
+def test_every_line_goes_one_way(tmp_path_factory, parts, end, zipped):
+    tmp = tmp_path_factory.mktemp('parts')
+    body = b'\n'.join(parts) + b'\n'*end
+    plain, sound, odd = cleaned(tmp, gzip.compress(body, 0) if zipped else body, 'a.jsonl' + '.gz'*zipped)
+    fits = [p for p in parts if p != b'\xff' and len(p) <= LONGEST]
+    assert [l for l in sound.split(b'\n') if l] == [p for p in fits if p]
+    assert [o['reason'] for o in odd] == ['line: not UTF-8 text' if p == b'\xff' else f'line: longer than {LONGEST:,} bytes' for p in parts if p not in fits]
+    assert [o['line'].split('(')[-1] for o in odd if 'longer' in o['reason']] == [f'{len(p):,} bytes)' for p in parts if len(p) > LONGEST]
+    if b'\xff' in parts or any(len(p) >= LONGEST + 2*BLOCK for p in parts) or zipped: assert not plain
+
+@pytest.mark.parametrize('cut', [1, 5, 9, 30, 400])
+def test_a_cut_gzip_gives_its_whole_lines_and_one_fault(tmp_path, cut):
+    body = b'{"a": 1}\n'*100
+    plain, sound, odd = cleaned(tmp_path, gzip.compress(body, 0)[:-cut], 'a.jsonl.gz')
+    assert body.startswith(sound) and sound.endswith(b'}\n') and [o['reason'] for o in odd] == ['line: cut short, its gzip file ends early'] and sound + odd[0]['line'].encode() == body[:len(body) - max(0, cut - 8)].rstrip(b'\n') + b'\n'*(cut <= 8) or odd[0]['line'] == ''
+
+# --- a wider plan
+
+def changed(**rule): # of click's position
+    plan = json.loads(json.dumps(tracking_plan()))
+    for body in plan['events'].values():
+        if 'position' in body['properties']: body['properties']['position'] = rule
+    return plan
+
+def test_only_a_wider_plan_may_take_lines_back():
+    old = tracking_plan()
+    for rule, wider in ((dict(type='integer', minimum=0), True), (dict(type='integer'), True), (dict(type='integer', minimum=-1), True), (dict(type='integer', minimum=1), False), (dict(type='integer', minimum=0, maximum=9), False),
+                        (dict(type='number', minimum=0), False), (dict(type='integer', enum=[0]), False), (dict(type='integer', exclusiveMinimum=0), False)):
+        why = narrowed(old, changed(**rule))
+        assert (why is None) == wider and (wider or 'position' in why), (rule, why)
+    for hurt, says in ((lambda p: p['events'].pop('click'), 'click is gone'), (lambda p: p['events']['click']['required'].append('app_version'), 'click requires app_version'),
+                       (lambda p: p['events']['click']['properties'].pop('position'), 'click.position was not a field of both'), (lambda p: p['events']['click']['properties'].update(colour=dict(type='string')), 'click.colour was not')):
+        new = json.loads(json.dumps(old)); hurt(new)
+        assert says in narrowed(old, new)
+    new = json.loads(json.dumps(old)); new['events']['swipe'] = new['events']['item']; new['events']['click']['required'].remove('position')
+    assert narrowed(old, new) is None
