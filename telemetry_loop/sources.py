@@ -12,6 +12,7 @@ import gzip,os,shutil,tempfile
 import yaml
 from .config import TelemetryError
 from .schema import VERSION
+from .privacy import is_erased, read_tombstones
 
 # %% ../nbs/12_sources.ipynb #6fa06b02
 _ID = "nullif(trim({}::VARCHAR), '')"     # an identifier as text; blank is missing
@@ -107,6 +108,13 @@ def _interactions(con):
         SELECT 'item' AS type, min(time) AS time, arg_min(row, (time, row)) AS row, 0 AS rank, item_id, left(any_value(category), 32) AS category FROM met GROUP BY item_id
         UNION ALL BY NAME SELECT 'interaction' AS type, time, row, 1 AS rank, user_id, item_id, kind, value FROM met WHERE kind <> 'conversion'
         UNION ALL BY NAME SELECT 'conversion' AS type, time, row, 1 AS rank, user_id, item_id, value FROM met WHERE kind = 'conversion'""")
+
+# %% ../nbs/12_sources.ipynb #99684bee
+def _leave_erased(con, table:str):
+    "Drop the rows of everyone on the tombstones."
+    users = [u for u, in con.execute(f'SELECT DISTINCT user_id FROM {table}').fetchall()] if read_tombstones() else []
+    gone = [u for u, out in zip(users, is_erased(users)) if out]
+    if gone: con.execute(f'DELETE FROM {table} WHERE user_id IN (SELECT unnest(?))', [gone])
 
 # %% ../nbs/12_sources.ipynb #f19ac963
 def _first_line(path:Path)->str:
@@ -362,6 +370,7 @@ def import_source(
         try: note = SOURCES[source](con, path, mapping)
         except duckdb.Error as e: raise TelemetryError(f'{path} is not a {source} file ({str(e).splitlines()[0][:120]}); check the source and the path') from None
         left_out = _keep_valid(con, 'met', path, source)
+        _leave_erased(con, 'met')
         decided = 'decision_id' in [c for c, *_ in con.execute('DESCRIBE met').fetchall()]
         web = source == 'snowplow'
         users, items, first, last = con.execute("SELECT count(DISTINCT user_id), count(DISTINCT item_id), strftime(min(time), '%Y-%m-%d'), strftime(max(time), '%Y-%m-%d') FROM met").fetchone()

@@ -224,3 +224,12 @@ def test_snowplow_folder_with_none_or_two_tables_is_refused(tmp_path):
     for name in ('in/a_events.csv', 'in/b_events.csv'): snowplow(tmp_path, web(), name=name, to=name[3])
     with pytest.raises(TelemetryError, match='2 files'): import_source('snowplow', tmp_path/'in', tmp_path/'to')
     (tmp_path/'in/b_events.csv').rename(tmp_path/'in/web_vital_events.csv'); assert import_source('snowplow', tmp_path/'in', tmp_path/'to').events == 1
+
+def test_the_erased_do_not_come_back(tmp_path, monkeypatch):
+    from telemetry_loop.privacy import add_tombstones
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'seq.txt').write_text('u7 a b\nu77 a c\n')
+    add_tombstones(['u7'])
+    found = import_source('sequences', 'seq.txt', 'data')
+    text = ''.join(p.read_text() for p in (tmp_path/'data').iterdir())
+    assert found.users == 1 and '"u77"' in text and '"u7"' not in text
