@@ -10,7 +10,7 @@ __all__ = ['LEGAL', 'PEOPLE', 'NARROW', 'CARRY', 'IngestConfig', 'clock_reason',
 import json,os,shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
@@ -310,7 +310,7 @@ def run(
     if replay:
         before = read_json(out/'plan.json')
         if why := narrowed(before, plan): raise TelemetryError(f'the plan does not only widen ({why}); lines already taken might fail it; run `telemetry-loop ingest` without --replay')
-    db = connect(run).con
+    db = connect(replace(run, engine='duckdb') if run.engine in ENGINES else run).con # bytes become rows here on every engine; from the events on, the engine is the user's
     found = chunks(db, log_files('data'), plan, cfg, clocks, run.threads, before)
     facts = {c: read_json(c/'facts.json') for c in found.values()}
     sums = lambda part: sum(sum(facts[c][part].values()) for c in found.values())
