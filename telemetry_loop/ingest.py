@@ -18,7 +18,7 @@ import duckdb, ibis, pyarrow as pa
 from .config import RunConfig, TelemetryError, code_digest, file_digest, load_params, read_json, write_json
 from .schema import SERVER, tracking_plan
 from .privacy import check_key, pseudonyms
-from .engine import copy_parquet, CACHE, cached, connect, forget, key_of
+from .engine import copy_parquet, CACHE, ENGINES, cached, connect, forget, key_of
 from .lines import clean, judge, lines_sql, log_files, narrowed, plan_columns, survey
 from .clocks import ClocksConfig, amends, corrected, late_reason, lateness, skews, too_late
 
