@@ -8,7 +8,7 @@ engine memory, and the rows it writes must have the digests ours have: quarantin
 The peers are written for this log and do less than ours: no cache, no incremental pieces, one plan, only the event types and columns the simulator sends, no reasons per rule, no metrics, paths,
 splits or checks, nothing hidden in the background (this log has none). Two small tables they take from ours, because to work them out would copy the code: what each device's clock was believed
 to be on each day, and who is a bot."""
-import argparse, hashlib, hmac, json, os, re, shutil, subprocess, sys, tempfile, time
+import argparse, hmac, json, os, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -244,6 +244,185 @@ def sql():
     took['features'] = time.perf_counter() - start
     return took
 
+# peer: pandas
+
+def _sound(event, plan)->bool:
+    "One parsed line against the tracking plan."
+    if not isinstance(event, dict) or event.get('type') not in plan: return False
+    body = plan[event['type']]
+    if any(event.get(n) is None for n in body['required']): return False
+    for n, r in body['properties'].items():
+        x = event.get(n)
+        if x is None or 'const' in r: continue
+        kind = r['type']
+        if kind == 'string':
+            if not isinstance(x, str) or not r.get('minLength', 0) <= len(x) <= r.get('maxLength', 10**9) or 'enum' in r and x not in r['enum'] or 'pattern' in r and not re.fullmatch(r['pattern'].strip('^$'), x): return False
+        elif kind == 'boolean':
+            if not isinstance(x, bool): return False
+        elif kind == 'array':
+            if not isinstance(x, list) or not all(isinstance(i, str) if r['items']['type'] == 'string' else 0 < i <= 1 for i in x): return False
+        elif not isinstance(x, (int, float)) or isinstance(x, bool) or not r.get('minimum', -1e308) <= x <= r.get('maximum', 1e308) or kind == 'integer' and x != int(x): return False
+    return True
+
+def plain_pandas():
+    "json.loads and groupbys from lines to features."
+    import numpy as np, pandas as pd
+    from telemetry_loop.config import read_params
+    from telemetry_loop.privacy import DEVELOPMENT_KEY
+    from telemetry_loop.schema import tracking_plan
+    params, out, took, plan = read_params(), Path('peer_pandas'), {}, {k: v for k, v in tracking_plan()['events'].items() if k in TYPES}
+    (out/'events').mkdir(parents=True)
+    ms = lambda t: t.astype('datetime64[ms]').astype('int64')
+    server = ['decision', 'request', 'item', 'exposure']
+
+    start = time.perf_counter()
+    rows, dead = [], []
+    for path in sorted(Path('data').glob('*.jsonl')):
+        for line in path.open(encoding='utf-8'):
+            try: event = json.loads(line)
+            except ValueError: event = None
+            if _sound(event, plan): rows.append(event)
+            else: dead.append(line.rstrip('\n'))
+    columns = list(dict.fromkeys(n for body in plan.values() for n in body['properties']))
+    t = pd.DataFrame(rows, columns=columns); del rows
+    for c in ('event_time', 'sent_time', 'received_time'): t[c] = pd.to_datetime(t[c], format='%Y-%m-%dT%H:%M:%S.%fZ').astype('datetime64[ms]')
+    for c in ('position', 'seq', 'score'): t[c] = t[c].astype('Int64')
+    t = t.sort_values('received_time', kind='stable').drop_duplicates('event_id')
+    ids = pd.unique(pd.concat([t['user_id'], t['device_id']]).dropna())
+    names = dict(zip(ids, ('p' + hmac.digest(DEVELOPMENT_KEY, i.encode(), 'sha256').hex()[:16] for i in ids)))
+    t['user_id'], t['device_id'] = t['user_id'].map(names), t['device_id'].map(names)
+    t['day'], phone = t['received_time'].dt.floor('D'), ~t['type'].isin(server)
+    t['device'] = t['device_id'].fillna(t['user_id']).where(phone)
+    t['lead'] = (ms(t['sent_time']) - ms(t['received_time'])).where(phone & t['sent_time'].notna())/1000
+    near = t['lead'].where(t['lead'].abs() <= 86400*params['clocks']['far_days'])
+    lead = near.groupby([t['device'], t['day']]).transform('max').fillna(t['lead'].groupby([t['device'], t['day']]).transform('max'))
+    lent = pd.read_parquet('lent_clocks.parquet').rename(columns=dict(day='day'))
+    lent['day'] = pd.to_datetime(lent['day']).astype('datetime64[ms]')
+    t['skew_s'] = t[['device', 'day']].merge(lent, on=['device', 'day'], how='left')['skew_s'].fillna(0.).to_numpy()
+    t['slack'] = (lead - t['skew_s']).fillna(0.)
+    t['device_time'] = t['event_time']
+    said = t['event_time'] - pd.to_timedelta((1000*t['skew_s']).round().astype('int64'), unit='ms')
+    t['event_time'] = said.where(said < t['received_time'], t['received_time']).astype('datetime64[ms]')
+    cut = t[t['slack'] > 0].assign(said=said[t['slack'] > 0]).sort_values(['device', 'day', 'device_time'], ascending=[True, True, False], kind='stable')
+    known = cut['received_time'].where((ms(cut['said']) - ms(cut['received_time']))/1000 <= cut['slack'])
+    least = known.groupby([cut['device'], cut['day']]).cummin().groupby([cut['device'], cut['day']]).ffill()
+    least = least.groupby([cut['device'], cut['day'], cut['device_time']]).transform('min').fillna(cut['received_time'])
+    t.loc[cut.index, 'event_time'] = pd.concat([cut['event_time'], least], axis=1).min(axis=1).astype('datetime64[ms]')
+    legal = t['type'].isin(LEGAL)
+    words = t[(t['type'] == 'consent') & (t['purpose'] == 'analytics')].sort_values(['user_id', 'received_time', 'event_time', 'granted'], ascending=[True, True, False, True]).drop_duplicates(['user_id', 'received_time'])
+    words = words[words['event_time'] == words.groupby('user_id')['event_time'].cummax()]
+    words = words[['user_id', 'received_time', 'granted']].sort_values('received_time')
+    asof = pd.merge_asof(t[['user_id', 'received_time', 'event_id']].dropna(subset=['user_id']).sort_values('received_time'), words, on='received_time', by='user_id')
+    barred = set(asof.loc[asof['granted'].eq(False), 'event_id'])
+    t = t[legal | (~t['event_id'].isin(barred) & (ms(t['received_time']) - ms(t['event_time']) <= 86_400_000*params['clocks']['late_days']))]
+    t = t.sort_values(['event_time', 'event_id'])
+    days, t = t['day'], t.drop(columns=['day', 'device', 'lead', 'slack'])
+    for day, part in t.groupby(days): part.to_parquet(out/'events'/f'{day:%Y-%m-%d}.parquet', index=False)
+    pd.DataFrame({'line': dead}).to_parquet(out/'dead.parquet')
+    took['ingest'] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    cfg, bots = params['sessions'], set(pd.read_parquet('lent_bots.parquet')['user_id'])
+    gap, again = pd.Timedelta(minutes=cfg['gap_minutes']), pd.Timedelta(hours=cfg['attribution_hours'])
+    own = t[t['user_id'].notna() & ~t['type'].isin(OTHERS) & ~t['user_id'].isin(bots)].sort_values(['user_id', 'event_time'], kind='stable')
+    new = ~(own.groupby('user_id')['event_time'].diff() <= gap)
+    own['start'] = own['event_time'].where(new).groupby(own['user_id']).ffill()
+    own = own.assign(d=own['type'] == 'decision', c=own['type'] == 'click')
+    sessions = own.groupby(['user_id', 'start']).agg(end=('event_time', 'max'), decisions=('d', 'sum'), clicks=('c', 'sum'), events=('event_id', 'count')).reset_index()
+    named = lambda s: s['user_id'] + '-' + ms(s['start']).astype(str)
+    sessions.assign(session_id=named(sessions)).to_parquet(out/'sessions.parquet', index=False)
+    decided = t[t['type'] == 'decision'].sort_values(['received_time', 'event_time', 'event_id']).drop_duplicates('decision_id')
+    o = t[t['type'].isin(OUTCOMES) & t['decision_id'].notna()][['type', 'decision_id', 'item_id', 'user_id', 'position', 'event_time', 'event_id', 'elapsed']].merge(decided[['decision_id', 'user_id', 'event_time', 'slate']].rename(columns=dict(event_time='decided')), on=['decision_id', 'user_id'])
+    o = o[(o['event_time'] >= o['decided'] - pd.Timedelta(seconds=cfg['clock_seconds'])) & (o['event_time'] <= o['decided'] + again)]
+    o['place'] = [p if p is not pd.NA else (list(s).index(i) if i in s else -1) for p, s, i in zip(o['position'], o['slate'], o['item_id'])]
+    o = o[[0 <= p < len(s) and s[p] == i for p, s, i in zip(o['place'], o['slate'], o['item_id'])]]
+    o['at'], key = ms(o['event_time']), ['decision_id', 'item_id']
+    opened = o[o['type'] == 'click'].sort_values(key + ['at', 'event_id'])[key + ['user_id', 'at']]
+    opened['nth'], opened['reopened'] = opened.groupby(key).cumcount(), opened.groupby(key)['at'].shift(-1)
+    said = o[o['type'].isin(['heartbeat', 'close']) & (o['elapsed'] >= 0)][key + ['type', 'at', 'elapsed']].rename(columns=dict(at='said'))
+    both = opened.merge(said, on=key)
+    both = both[(both['said'] >= both['at']) & ~(both['said'] >= both['reopened'])]
+    both['claim'] = (1000*both['elapsed']).round()
+    closed = both[both['type'] == 'close'].groupby(key + ['nth'])['claim'].min().rename('closed')
+    beat = both[both['type'] == 'heartbeat'].groupby(key + ['nth'])['claim'].max().rename('beat')
+    opened = opened.merge(closed, on=key + ['nth'], how='left').merge(beat, on=key + ['nth'], how='left')
+    opened['stay'] = opened['closed'].fillna(opened['beat']).fillna(0)
+    opened = opened.sort_values(['user_id', 'at', *key, 'nth'])
+    until = opened.groupby('user_id')['at'].shift(-1) - opened['at']
+    opened['stay'] = opened['stay'].where(~(until <= opened['stay']), until).clip(upper=60_000*params['dwell']['cap_minutes'])
+    dwell = (opened.groupby(key)['stay'].sum()/1000).rename('dwell')
+    found = o.assign(clicked=o['type'] == 'click', converted=o['type'] == 'conversion', hidden=o['type'] == 'complaint').groupby(['decision_id', 'place'])[['clicked', 'converted', 'hidden']].any().reset_index()
+    d = decided[~decided['user_id'].isin(bots)][['decision_id', 'user_id', 'event_time', 'seq', 'policy_id', 'model_version', 'personalised', 'candidates', 'slate', 'propensities', 'position_propensities']].merge(own[['event_id', 'decision_id', 'start']].merge(decided[['event_id']]).drop(columns='event_id'), on='decision_id')
+    shown = d[['decision_id', 'slate']].explode('slate').rename(columns=dict(slate='item_id'))
+    shown['place'] = shown.groupby('decision_id').cumcount()
+    shown = shown.merge(found.astype(dict(place='int64')), on=['decision_id', 'place'], how='left').merge(dwell, on=key, how='left')
+    for c in ('clicked', 'converted', 'hidden'): shown[c] = shown[c].fillna(False).astype(bool)
+    shown['dwell'] = shown['dwell'].where(shown['clicked']).fillna(0.)
+    shown['satisfied'] = shown['clicked'] & (shown['dwell'] >= cfg['satisfied_seconds'])
+    shown['reward'] = sum(w*shown[c].astype(float) for c, w in cfg['reward'].items())
+    d = d.merge(shown.groupby('decision_id')[['clicked', 'dwell', 'satisfied', 'converted', 'hidden', 'reward']].agg(list), on='decision_id').sort_values(['event_time', 'decision_id'])
+    d['session_id'] = named(d)
+    d.drop(columns='start').to_parquet(out/'decisions.parquet', index=False)
+    a = t[((t['type'] == 'click') | (t['type'].isin(['heartbeat', 'close']) & (t['elapsed'] >= cfg['satisfied_seconds']))) & ~t['user_id'].isin(bots)][['user_id', 'item_id', 'decision_id', 'type', 'event_time', 'received_time']]
+    a['kind'] = np.where(a['type'] == 'click', 'clicked', 'satisfied')
+    who = ['user_id', 'item_id', 'decision_id', 'kind']
+    a = a.sort_values(who + ['event_time'])
+    a['start'] = a['event_time'].where(~(a.groupby(who, dropna=False)['event_time'].diff() <= again))
+    a['start'] = a.groupby(who, dropna=False)['start'].ffill()
+    acts = a[a['event_time'] <= a['start'] + again].groupby(who + ['start'], dropna=False)['received_time'].min().reset_index().rename(columns=dict(start='event_time', received_time='known_time'))
+    loose = t[(t['type'] == 'conversion') & t['decision_id'].isna() & ~t['user_id'].isin(bots)].rename(columns=dict(received_time='known_time')).assign(kind='conversion')
+    acts = pd.concat([x[['user_id', 'item_id', 'kind', 'event_time', 'known_time']] for x in (acts, loose)]).sort_values(['user_id', 'event_time', 'known_time', 'item_id', 'kind'])
+    acts.to_parquet(out/'acts.parquet', index=False)
+    took['sessions'] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    DAY = 86_400_000
+    asked = pd.DataFrame(dict(decision_id=d['decision_id'], user_id=d['user_id'], t=ms(d['event_time']))).sort_values('t', kind='stable')
+    told = t[['type', 'user_id', 'item_id', 'score']].assign(e=ms(t['event_time']), a=np.maximum(ms(t['event_time']), ms(t['received_time'])))
+    clicks = told[(told['type'] == 'click') & told['user_id'].notna() & told['item_id'].notna()]
+    def counted(ask, rows, by, days, what=1): # sum of `what` over rows known before t and no older than days
+        "Cumulative sums of what enters and leaves, looked up as of each question."
+        rows = rows.assign(x=what)
+        change = rows[[by, 'a', 'x']].rename(columns=dict(a='m'))
+        if days:
+            rows = rows[rows['a'] - rows['e'] < days*DAY]
+            change = pd.concat([rows[[by, 'a', 'x']].rename(columns=dict(a='m')), rows.assign(m=rows['e'] + days*DAY, x=-rows['x'])[[by, 'm', 'x']]])
+        change = change.sort_values('m', kind='stable')
+        change['n'] = change.groupby(by)['x'].cumsum()
+        got = pd.merge_asof(ask[[by, 't']].reset_index().sort_values('t', kind='stable'), change[[by, 'm', 'n']].drop_duplicates([by, 'm'], keep='last'), left_on='t', right_on='m', by=by, allow_exact_matches=False)
+        return got.set_index('index')['n'].reindex(ask.index).fillna(0.).astype(float)
+    for w in (1, 7, 28): asked[f'user_clicks_{w}d@1'] = counted(asked, clicks, 'user_id', w)
+    c7 = clicks[clicks['a'] - clicks['e'] < 7*DAY].assign(x=clicks['e'] + 7*DAY).sort_values(['user_id', 'item_id', 'a', 'x'])
+    c7['reach'] = c7.groupby(['user_id', 'item_id'])['x'].cummax()
+    fresh = ~(c7['a'] <= c7.groupby(['user_id', 'item_id'])['reach'].shift())
+    spans = c7.groupby(['user_id', 'item_id', fresh.cumsum().rename('span')]).agg(a=('a', 'min'), x=('x', 'max')).reset_index()
+    asked['user_items_7d@1'] = counted(asked, spans.assign(e=spans['a']), 'user_id', None) - counted(asked, spans.assign(a=spans['x'], e=spans['x']), 'user_id', None)
+    seen = told[(told['type'] == 'decision') & told['user_id'].notna()].sort_values('a', kind='stable')[['user_id', 'a', 'e']]
+    seen['m'] = seen.groupby('user_id')['e'].cummax()
+    asked['user_since_visit@1'] = ((asked['t'] - pd.merge_asof(asked, seen.drop_duplicates(['user_id', 'a'], keep='last'), left_on='t', right_on='a', by='user_id', allow_exact_matches=False)['m'].to_numpy())/DAY)
+    of = d[['decision_id', 'user_id', 'slate']].assign(t=ms(d['event_time'])).explode('slate').rename(columns=dict(slate='item_id')).sort_values('t', kind='stable')
+    of['place'] = of.groupby('decision_id').cumcount()
+    of = of.reset_index(drop=True)
+    of['item_clicks_7d@1'] = counted(of, clicks, 'item_id', 7)
+    survey = told[(told['type'] == 'survey') & told['item_id'].notna()]
+    of['item_satisfaction@1'] = (counted(of, survey, 'item_id', None, survey['score'].astype(float)) + 15.)/(counted(of, survey, 'item_id', None) + 5.)
+    met = of.reset_index().merge(clicks[['user_id', 'item_id', 'a', 'e']], on=['user_id', 'item_id'])
+    met = met[met['a'] < met['t']]
+    age = (met['t'] - 1 - met['e'])//(7*DAY)
+    of['user_item_clicks@1'] = (2.**-age).where(age <= 8, 0.).groupby(met['index']).sum().reindex(of.index).fillna(0.)
+    lists = of.sort_values(['decision_id', 'place']).groupby('decision_id')[['item_clicks_7d@1', 'item_satisfaction@1', 'user_item_clicks@1']].agg(list)
+    asked.drop(columns=['user_id', 't']).merge(lists, on='decision_id').to_parquet(out/'views.parquet', index=False)
+    item = t[t['type'] == 'item'].sort_values(['event_time', 'event_id']).groupby('item_id').agg(category=('category', 'first'), available_time=('event_time', 'min')).reset_index()
+    more = acts[~acts['item_id'].isin(item['item_id'])].groupby('item_id')['event_time'].min().rename('available_time').reset_index()
+    item = pd.concat([item, more]).fillna({'category': ''}).sort_values('item_id')
+    item.to_parquet(out/'items.parquet', index=False)
+    acts['item'] = acts['item_id'].map(dict(zip(item['item_id'], range(len(item))))).astype('int32')
+    acts[acts['kind'].isin(params['features']['positive'])].sort_values(['user_id', 'event_time', 'known_time', 'item', 'kind'])[['user_id', 'item', 'event_time', 'known_time', 'kind']].to_parquet(out/'interactions.parquet', index=False)
+    c = acts[acts['kind'] == 'clicked']
+    c.assign(date=c[['event_time', 'known_time']].max(axis=1).dt.floor('D')).groupby(['date', 'item']).size().rename('clicks').reset_index().to_parquet(out/'popularity.parquet', index=False)
+    took['features'] = time.perf_counter() - start
+    return took
+
 # what both must agree on
 
 ANSWERS = {
@@ -273,7 +452,7 @@ def compare(peer:str, asked=tuple(ANSWERS)):
 
 # one process each
 
-CHILDREN = dict(ours=ours, lend=lend, sql=sql, pandas=lambda: plain_pandas(), compare_sql=lambda: compare('peer_sql'), compare_pandas=lambda: compare('peer_pandas'))
+CHILDREN = dict(ours=ours, lend=lend, sql=sql, pandas=plain_pandas, compare_sql=lambda: compare('peer_sql'), compare_pandas=lambda: compare('peer_pandas'))
 
 def child(name:str, folder:Path)->dict: # seconds, cpu_s, gb, phases
     "Run one program to its end."
@@ -310,7 +489,7 @@ def verdict(found:dict)->dict: # what -> (value, limit, whether larger is better
 def main():
     cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_argument('--millions', type=float, nargs='+', default=[1., 10., 50.], help='lengths of the log; peers stand for the SQL at up to 10, for pandas at up to 1')
-    cli.add_argument('--peers', nargs='*', choices=('sql', 'pandas'), default=['sql']); cli.add_argument('--json', type=Path)
+    cli.add_argument('--peers', nargs='*', choices=('sql', 'pandas'), default=['sql', 'pandas']); cli.add_argument('--json', type=Path)
     args, found = cli.parse_args(), {}
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp); world(tmp/'base')
