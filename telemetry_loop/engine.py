@@ -35,7 +35,7 @@ def _spark(run):
         'spark.sql.ansi.enabled': 'false', # as DuckDB: nothing at an index that is not there, rather than an error
         'spark.sql.shuffle.partitions': str(2*run.threads), 'spark.sql.execution.arrow.pyspark.enabled': 'true', 'spark.sql.parquet.compression.codec': 'zstd',
         'spark.sql.warehouse.dir': (here/'warehouse').as_uri(), 'spark.local.dir': str(here/'local'), 'spark.ui.enabled': 'false', 'spark.ui.showConsoleProgress': str(sys.stderr.isatty()).lower(),
-        'spark.driver.extraJavaOptions': f'-Duser.timezone=UTC -Djava.io.tmpdir={here/"tmp"}', 'spark.log.level': 'ERROR'}
+        'spark.driver.extraJavaOptions': f'-Duser.timezone=UTC -Djava.io.tmpdir={here/"tmp"}', 'spark.log.level': 'ERROR', 'spark.sql.maxPlanStringLength': '1000'}
     if 'SPARK_MASTER' not in os.environ: values |= {'spark.driver.host': '127.0.0.1', 'spark.driver.bindAddress': '127.0.0.1'}
     build = SparkSession.builder.master(os.environ.get('SPARK_MASTER', f'local[{run.threads}]'))
     for name, value in values.items(): build = build.config(name, value)
@@ -135,14 +135,16 @@ def write_parquet(
     table,  # Ibis table, in the order wanted
     path,   # of the one file
 ):
-    "Write one Parquet file, whole or not at all; DuckDB's has the same bytes for the same rows."
+    "Write one Parquet file, whole or not at all; its bytes depend on its rows alone, on every engine."
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=path.parent, prefix='.', suffix='.part'))
     try:
         if con.name == 'duckdb': con._run_pre_execute_hooks(table); copy_parquet(con.con, con.compile(table), part/'0.parquet')
-        else: _frame(con, table).coalesce(1).write.mode('overwrite').parquet(str(part))
-        os.replace(next(part.glob('*.parquet')), path)
+        else:
+            _frame(con, table).coalesce(1).write.parquet(str(part/'spark'))
+            copy_parquet(small(con), f"SELECT * FROM read_parquet('{next(part.glob('spark/*.parquet'))}')", part/'0.parquet')
+        os.replace(part/'0.parquet', path)
     finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/20_engine.ipynb #9d143119
@@ -156,13 +158,17 @@ def make_tables(
     "Make tables one from another, each once, and write files from them."
     held = []
     try:
-        for name, table in (tables | make).items():
-            if con.name == 'duckdb': con.create_table(name, table, temp=True, overwrite=True); held.append(name); continue
-            frame = _frame(con, table).cache() # spills to disk
-            held.append(frame); _view(con, frame, name)
+        for name, table in tables.items(): held.append(name); con.create_view(name, table, overwrite=True) if con.name == 'duckdb' else _view(con, _frame(con, table), name)
+        for name, table in make.items():
+            if con.name == 'duckdb': con.create_table(name, table, temp=True, overwrite=True)
+            else: _view(con, _frame(con, table).localCheckpoint(eager=False), name) # a cached frame would keep its whole history in every later plan
+            held.append(name)
         for name, table in files.items(): write_parquet(con, table, Path(folder)/f'{name}.parquet')
     finally:
-        for x in held: con.drop_table(x, force=True) if con.name == 'duckdb' else x.unpersist()
+        for name in reversed(held):
+            if con.name != 'duckdb': con._session.catalog.dropTempView(name)
+            elif name in make: con.drop_table(name, force=True)
+            else: con.drop_view(name, force=True)
 
 def spread(
     con,          # Ibis connection
