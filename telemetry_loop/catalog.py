@@ -293,18 +293,17 @@ def assessment_diff(
 
 # %% ../nbs/55_catalog.ipynb #7040392d
 def catalog_page(
-    columns:list,   # of Column
-    pipeline:dict,  # content of dvc.yaml
-)->str:             # HTML
+    columns:list, # of Column
+)->str:           # HTML
     "The catalog to read: every table, every column, what nobody uses, and the way from collection to prediction."
     body = ['<h1>What do we know about people, and what is done with it?</h1>', f'<p>{len(columns)} columns in {len({c.table for c in columns})} tables, tracking plan {escape(VERSION)}. Types are read from the files, uses from the code; every column has a meaning, an owner and a purpose, or this page would not exist.</p>']
     idle = unused(columns)
     body += ['<h2>Collected and used by nothing</h2>', '<p>' + (', '.join(f'<code>{escape(u)}</code>' for u in idle) + '. What is not needed should not be collected.' if idle else 'Nothing.') + '</p>']
-    steps = [['stage', 'reads', 'writes']]
-    for name, stage in pipeline.get('stages', {}).items():
-        stage, flat = stage.get('do', stage), lambda part: [d if isinstance(d, str) else next(iter(d)) for d in part]
-        steps.append([name, ', '.join(d for d in flat(stage.get('deps', [])) if not d.endswith('.py')), ', '.join(flat(stage.get('outs', [])))])
-    body += ['<h2>From collection to prediction</h2>', html_table(steps)]
+    rests = [['table', 'columns', 'owner', 'rests on the collected fields']]
+    for table in dict.fromkeys(c.table for c in columns):
+        mine = [c for c in columns if c.table == table]
+        rests.append([table, len(mine), mine[0].owner, 'is the collection itself' if table == 'ingest/events' else ', '.join(sorted({u for c in mine for u in upstream(c.column, columns)}))])
+    body += ['<h2>From collection to prediction</h2>', html_table(rests)]
     for table in dict.fromkeys(c.table for c in columns):
         mine = [c for c in columns if c.table == table]
         body += [f'<h2>{escape(table)}</h2>', f'<p>Owner: {escape(mine[0].owner)}.</p>',
@@ -327,6 +326,6 @@ def run():
     "Every column of every table to `artifacts/catalog/`: a page, JSON, and the privacy impact assessment."
     columns = catalog_of()
     write_json('artifacts/catalog/catalog.json', {'version': VERSION, 'columns': [asdict(c) | {'collected_as': upstream(c.column, columns)} for c in columns], 'unused': unused(columns)})
-    write_text('artifacts/catalog/catalog.html', catalog_page(columns, yaml.safe_load(Path('dvc.yaml').read_text()) if Path('dvc.yaml').is_file() else {}))
+    write_text('artifacts/catalog/catalog.html', catalog_page(columns))
     write_json('artifacts/catalog/assessment.json', assessment(columns))
     write_json('metrics/catalog.json', {'tables': len({c.table for c in columns}), 'columns': len(columns), 'sensitive': sum(c.sensitivity == 'sensitive' for c in columns), 'unused': unused(columns)})

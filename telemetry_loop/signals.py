@@ -379,13 +379,14 @@ def drift_columns(events, decisions, since, until, users)->dict: # see `drifts`
     "Columns of the log between two times, for these users."
     inside = lambda t: t.filter((t.event_time >= ibis.timestamp(since)) & (t.event_time < ibis.timestamp(until))).semi_join(users, 'user_id')
     e, d, out = inside(events), inside(decisions), {}
+    rows = lambda t: t.order_by(t.columns).execute() # the same order every time: sums of floats depend on it
     e = e.filter(~e.type.isin(SETUP))
-    x = e.select('user_id', 'type', hour=e.event_time.hour()).execute()
+    x = e.select('user_id', 'type', hour=e.event_time.hour()); x = rows(x)
     out['type of event'], out['hour of day'] = ('input', x.type.to_numpy(), x.user_id), ('input', x.hour.to_numpy(float), x.user_id)
     for c in NUMBERS:
-        x = e.filter(e[c].notnull()).select('user_id', 'type', value=e[c].cast('float64')).execute()
+        x = rows(e.filter(e[c].notnull()).select('user_id', 'type', value=e[c].cast('float64')))
         for kind, g in x.groupby('type'): out[f'{kind}.{c}'] = ('input', g.value.to_numpy(), g.user_id)
-    x = d.select('user_id', personalised=d.personalised.cast('string'), reward=d.reward.sums(), satisfied=d.satisfied.map(lambda v: v.cast('float64')).sums(), propensity=d.position_propensities[0], candidates=d.candidates.length().cast('float64')).execute()
+    x = d.select('user_id', personalised=d.personalised.cast('string'), reward=d.reward.sums(), satisfied=d.satisfied.map(lambda v: v.cast('float64')).sums(), propensity=d.position_propensities[0], candidates=d.candidates.length().cast('float64')); x = rows(x)
     for c, kind in dict(personalised='propensity', propensity='propensity', candidates='input', reward='label', satisfied='label').items():
         if len(x) and x[c].notna().any(): out[f'decision.{c}'] = (kind, x[c].to_numpy(), x.user_id)
     return out

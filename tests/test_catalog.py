@@ -1,8 +1,7 @@
 import contextlib, shutil
 from dataclasses import replace
 from pathlib import Path
-import pandas as pd, pytest, yaml
-from conftest import ROOT
+import pandas as pd, pytest
 from telemetry_loop import catalog
 from telemetry_loop.catalog import Column, assessment, assessment_diff, catalog_of, catalog_page, collected, describe, lineage, readers, tables, unused, upstream
 from telemetry_loop.config import TelemetryError
@@ -13,10 +12,9 @@ KEPT = {k: {'basis': 'consent', 'days': 90} for k in EVENTS}
 OWNERS = {'ingest': 'data', 'sessions': 'data'}
 
 @pytest.fixture(scope='module')
-def house(tiny_run, tmp_path_factory): # a run, beside the pipeline's definition
+def house(tiny_run, tmp_path_factory): # a run
     to = tmp_path_factory.mktemp('catalog')/'house'
     shutil.copytree(tiny_run, to, ignore=shutil.ignore_patterns('runs'))
-    shutil.copy(ROOT/'dvc.yaml', to)
     return to
 
 def test_every_column_of_a_run_is_documented(house):
@@ -60,7 +58,7 @@ def test_a_new_field_shows_in_the_diff():
 
 def test_hostile_names_are_shown_as_text():
     c = Column('x/<b>', '<script>alert(1)</script>', 'string', '<img src=x>', 'u', 'o', 'analytics', 'consent', 'none', '1 days', [], [])
-    page = catalog_page([c], {})
+    page = catalog_page([c])
     assert '<script' not in page and '<img' not in page and '&lt;script&gt;' in page
 
 def test_lineage_goes_from_a_prediction_to_its_events(house):

@@ -81,6 +81,20 @@ def test_training_refuses_an_unregistered_signal():
     with pytest.raises(TelemetryError, match="'horoscope' is not in signals.registry"): require_registered(['satisfied', 'horoscope'], CFG.registry)
     with contextlib.chdir(ROOT), pytest.raises(TelemetryError, match='horoscope'): require_registered(['horoscope'])
 
+def test_the_stage_gives_the_same_bytes_twice(tiny_run, tmp_path):
+    "On a tiny world, copied so that the shared run stays as it is."
+    import shutil
+    from telemetry_loop.signals import run
+    for part in ('ingest', 'sessions'): shutil.copytree(tiny_run/'artifacts'/part, tmp_path/'artifacts'/part)
+    shutil.copy(tiny_run/'params.yaml', tmp_path)
+    with contextlib.chdir(tmp_path):
+        told = []
+        for _ in range(2):
+            run(); told.append([hashlib.md5(p.read_bytes()).hexdigest() for p in (*sorted((tmp_path/'artifacts/signals').iterdir()), tmp_path/'metrics/signals.json')])
+        assert told[0] == told[1] and len(told[0]) == 6
+        found = read_json('metrics/signals.json')
+    assert found['checks']['uniqueness'] == 'pass' and found['effects'] == {} and found['admitted'] == [] # twelve days hold no two whole windows
+
 def log(days=28, seed=4):
     "Decisions with an impression, clicks and heartbeats that answer them."
     rng, rows, start = np.random.default_rng(seed), [], pd.Timestamp('2025-01-06')
