@@ -68,7 +68,7 @@ def lend():
 
 # peer: SQL
 
-def rules()->tuple: # spec for json_transform, SELECT list, SQL condition of a sound line
+def rules()->tuple: # spec for json_transform, SELECT list of values, SQL condition of a sound line, SELECT list of columns
     "The tracking plan as one SQL condition."
     from telemetry_loop.schema import tracking_plan
     plan = {k: v for k, v in tracking_plan()['events'].items() if k in TYPES}
@@ -139,7 +139,7 @@ def sql():
             SELECT user_id, granted, received_time, coalesce(cut_time, event_time) AS event_time FROM timed LEFT JOIN cut USING (row) WHERE type = 'consent' AND purpose = 'analytics'
                 QUALIFY row_number() OVER (PARTITION BY user_id, received_time ORDER BY coalesce(cut_time, event_time) DESC, granted) = 1)) WHERE event_time = newest) WHERE NOT granted""")
     days = [r[0] for r in do('SELECT DISTINCT received_time::DATE FROM told ORDER BY 1').fetchall()]
-    columns = [c for c in (d[0] for d in do('SELECT * FROM told LIMIT 0').description) if c not in ('row', 'line', 'sound', 'device', 'user_id', 'device_id', 'event_time', 'sound')]
+    columns = [c for c in (d[0] for d in do('SELECT * FROM told LIMIT 0').description) if c not in ('row', 'line', 'sound', 'device', 'user_id', 'device_id', 'event_time')]
     final = 'coalesce(cut_time, t.event_time)'
     for day in days:
         do(f"""COPY (SELECT {', '.join(f't.{c}' for c in columns)}, u.name AS user_id, d.name AS device_id, {final} AS event_time, device_time, skew_s
@@ -296,7 +296,7 @@ def plain_pandas():
     t['lead'] = (ms(t['sent_time']) - ms(t['received_time'])).where(phone & t['sent_time'].notna())/1000
     near = t['lead'].where(t['lead'].abs() <= 86400*params['clocks']['far_days'])
     lead = near.groupby([t['device'], t['day']]).transform('max').fillna(t['lead'].groupby([t['device'], t['day']]).transform('max'))
-    lent = pd.read_parquet('lent_clocks.parquet').rename(columns=dict(day='day'))
+    lent = pd.read_parquet('lent_clocks.parquet')
     lent['day'] = pd.to_datetime(lent['day']).astype('datetime64[ms]')
     t['skew_s'] = t[['device', 'day']].merge(lent, on=['device', 'day'], how='left')['skew_s'].fillna(0.).to_numpy()
     t['slack'] = (lead - t['skew_s']).fillna(0.)
@@ -458,7 +458,7 @@ def child(name:str, folder:Path)->dict: # seconds, cpu_s, gb, phases
     "Run one program to its end."
     env = os.environ | {'PYTHONPATH': str(ROOT), 'TELEMETRY_LOOP_KEY': 'telemetry-loop development key'}
     start = time.perf_counter()
-    p = subprocess.Popen([sys.executable, __file__, '--child', name], cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', __file__, '--child', name], cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
     said = p.stdout.read()
     _, status, used = os.wait4(p.pid, 0)
     if status: raise SystemExit(f'{name} ended with status {os.waitstatus_to_exitcode(status)}')
