@@ -443,10 +443,10 @@ def compare(peer:str, asked=tuple(ANSWERS)):
     for name in asked:
         mine, theirs, columns = ANSWERS[name]
         theirs = f'{peer}/{theirs}'
-        if columns is None: columns = [f'"{d[0]}"' for d in con.execute(f"SELECT * FROM read_parquet('{theirs}') LIMIT 0").description]
+        if columns is None: columns = [f'"{d[0]}"' for d in con.execute(f"SELECT * FROM read_parquet('{theirs}', union_by_name=true) LIMIT 0").description]
         types = {f'"{d[0]}"': str(d[1]) for d in con.execute(f"SELECT * FROM read_parquet('{mine}') LIMIT 0").description}
         cast = [f'CAST({c} AS {types[key]})' if (key := c if c[0] == '"' else f'"{c}"') in types else c for c in columns]
-        digest = lambda path: con.execute(f"SELECT count(*), coalesce(sum(hash({', '.join(cast)})::HUGEINT), 0) FROM read_parquet('{path}')").fetchone()
+        digest = lambda path: con.execute(f"SELECT count(*), coalesce(sum(hash({', '.join(cast)})::HUGEINT), 0) FROM read_parquet('{path}', union_by_name=true)").fetchone()
         a, b = digest(mine), digest(theirs)
         if a != b: raise SystemExit(f'{name}: ours {a[0]:,} rows with digest {a[1]:x}, {peer} {b[0]:,} rows with {b[1]:x}; a time is worth nothing when the answers differ; compare {mine} with {theirs}')
 
