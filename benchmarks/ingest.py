@@ -102,7 +102,6 @@ def sql():
     "Straight SQL from lines to features."
     import duckdb, pyarrow as pa
     from telemetry_loop.config import read_params
-    from telemetry_loop.privacy import DEVELOPMENT_KEY
     params = read_params()
     con = duckdb.connect(config=dict(threads=params['run']['threads'], memory_limit=f"{params['run']['memory_gb']}GB", temp_directory='spill', preserve_insertion_order=False))
     do, out, took = con.execute, Path('peer_sql'), {}
@@ -122,8 +121,9 @@ def sql():
     do("CREATE VIEW told AS SELECT * EXCLUDE (file_row_number), file_row_number AS row, coalesce(device_id, user_id) AS device FROM read_parquet('lines.parquet', file_row_number=true) WHERE sound")
     do('CREATE TEMP TABLE twice AS SELECT hash(event_id) AS h FROM told GROUP BY h HAVING count(*) > 1')
     do('CREATE TEMP TABLE again AS SELECT row FROM (SELECT row, row_number() OVER (PARTITION BY event_id ORDER BY received_time, row) AS nth FROM told WHERE hash(event_id) IN (FROM twice)) WHERE nth > 1')
+    key = os.environ['TELEMETRY_LOOP_KEY'].encode()
     ids = [r[0] for r in do('SELECT DISTINCT user_id FROM told WHERE user_id IS NOT NULL UNION SELECT DISTINCT device_id FROM told WHERE device_id IS NOT NULL').fetchall()]
-    con.register('named', pa.table({'id': ids, 'name': ['p' + hmac.digest(DEVELOPMENT_KEY, i.encode(), 'sha256').hex()[:16] for i in ids]}))
+    con.register('named', pa.table({'id': ids, 'name': ['p' + hmac.digest(key, i.encode(), 'sha256').hex()[:16] for i in ids]}))
     do('CREATE TEMP TABLE people AS SELECT * FROM named')
     far = 86400*params['clocks']['far_days']
     do(f"""CREATE TEMP TABLE clock AS SELECT d.id AS device, l.day AS day, skew_s, coalesce(near, lead) - skew_s AS slack FROM (
@@ -268,7 +268,6 @@ def plain_pandas():
     "json.loads and groupbys from lines to features."
     import numpy as np, pandas as pd
     from telemetry_loop.config import read_params
-    from telemetry_loop.privacy import DEVELOPMENT_KEY
     from telemetry_loop.schema import tracking_plan
     params, out, took, plan = read_params(), Path('peer_pandas'), {}, {k: v for k, v in tracking_plan()['events'].items() if k in TYPES}
     (out/'events').mkdir(parents=True)
@@ -288,8 +287,9 @@ def plain_pandas():
     for c in ('event_time', 'sent_time', 'received_time'): t[c] = pd.to_datetime(t[c], format='%Y-%m-%dT%H:%M:%S.%fZ').astype('datetime64[ms]')
     for c in ('position', 'seq', 'score'): t[c] = t[c].astype('Int64')
     t = t.sort_values('received_time', kind='stable').drop_duplicates('event_id')
+    key = os.environ['TELEMETRY_LOOP_KEY'].encode()
     ids = pd.unique(pd.concat([t['user_id'], t['device_id']]).dropna())
-    names = dict(zip(ids, ('p' + hmac.digest(DEVELOPMENT_KEY, i.encode(), 'sha256').hex()[:16] for i in ids)))
+    names = dict(zip(ids, ('p' + hmac.digest(key, i.encode(), 'sha256').hex()[:16] for i in ids)))
     t['user_id'], t['device_id'] = t['user_id'].map(names), t['device_id'].map(names)
     t['day'], phone = t['received_time'].dt.floor('D'), ~t['type'].isin(server)
     t['device'] = t['device_id'].fillna(t['user_id']).where(phone)
