@@ -79,6 +79,7 @@ def windows(con, *frames):
     ([sends(-300, [.2]*2)]*3, [0., 0., -300.2]),                                                       # behind, two sends a day: believed when five agree
     ([sends(0, [30.]*2), sends(0, [.2]), sends(0, [30.]*4)], [0., 0., 0.]),                            # a timely send ends the doubt
     ([sends(-300, [.2]*2), sends(5, [.2], device='other'), sends(-300, [.2]*3)], [0., 0., -300.2]),    # a silent day keeps what was known
+    ([sends(-300, [.2]*2), sends(5, [.2], device='other'), sends(-300, [30.]*3)], [0., 0., -300.2]),   # and the best of all its sends
     ([sends(1.9, [.05]*6), sends(1.9, [.0]*6), sends(3., [.1]*6)], [0., 0., 0.]),                      # within the tolerance, and near it once there
     ([sends(-86400*365*55, [.2])], [-86400*365*55 - .2]),                                              # 1970: one send is enough
     ([sends(86400*365*75, [.2]*2)], [86400*365*75 - .2]),                                              # 2100
@@ -100,6 +101,8 @@ def test_server_events_and_unknown_sending_are_trusted(con):
     rows = pd.concat([sends(300, [.2]*6), sends(0, [.2], type='decision'), sends(300, [.2]).assign(sent_time=pd.NaT), sends(0, [.2], device=None, user_id=None, type='request')])
     out = told(con, rows)[0]
     assert out.groupby('type').skew_s.unique().map(list).to_dict() == dict(click=[299.8], decision=[0.], request=[0.])
+    behind = told(con, pd.concat([sends(-300, [.2]*6), sends(0, [.2]*6, type='decision')]))[0]
+    assert behind.groupby('type').skew_s.unique().map(list).to_dict() == dict(click=[-300.2], decision=[0.])
     only = told(con, sends(300, [.2]*6).assign(sent_time=pd.NaT))[0]
     assert (only.skew_s == 0).all() and (only.event_time == only.received_time).all()                  # nothing is known before it happens
 
