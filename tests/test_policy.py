@@ -206,8 +206,8 @@ def far(rows): # -> (decisions,) largest relative difference between the two pro
 
 def test_replaying_the_policy_that_logged_gives_the_logged_propensities(tiny, tiny_run):
     """Given the click counts that the policy saw, which a second life of the same world tells, every logged propensity comes back, to the nine digits that were logged.
-    Given the log's own counts most decisions still do: 56 % when measured, all of the first day, ever fewer later. The rest is no error of replay: one click in 400 is lost to
-    quarantine, its item counts one click less on all later days, and that shifts every decision it is offered in; in 99 of 100 decisions by 5 % at most."""
+    Given the log's own counts all of the first day still do, and ever fewer later: 31 % when measured in a world with broken, late and withheld lines (56 % where only one click in 400
+    was lost). The rest is no error of replay: a click that is lost, or known only later, makes its item count less, and that shifts every decision it is offered in; in 99 of 100 by 5 % at most."""
     from telemetry_loop.loop import first_world
     with contextlib.chdir(tiny_run): world = first_world(progress=False)
     d, seen, boot = tiny['decisions'], tiny['contexts'], bootstrap_policy(tiny['cfg'])
@@ -224,7 +224,7 @@ def test_replaying_the_policy_that_logged_gives_the_logged_propensities(tiny, ti
     off = far(replay(boot, d, seen)[0])
     same = (seen.popularity == truth.popularity).all(1)
     assert (off[same] < 1e-8).all() and (off[day == 0] < 1e-8).all() and (day == 0).sum() > 300
-    assert .4 < (off < 1e-8).mean() < 1 and (off < .05).mean() > .99 and off.max() < .25
+    assert .25 < (off < 1e-8).mean() < 1 and (off < .05).mean() > .99 and off.max() < .25
     assert set(np.unique(seen.popularity - truth.popularity)) <= {0., -1., -2.}           # clicks are lost, never invented
 
 def test_who_refused_gets_the_popular_choice_in_replay_too(tiny, tiny_run):
