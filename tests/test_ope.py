@@ -253,7 +253,7 @@ def test_stage(tmp_path, monkeypatch):
         write_json('metrics/policy.json', {'unsupported_mass': {'value': 0. if len(rows) else None, 'ci_lower': None, 'ci_upper': None, 'n': len(rows)}})
         ope.run(); return read_json('metrics/ope.json')
     from dataclasses import asdict
-    (tmp_path/'params.yaml').write_text(yaml.safe_dump(dict(run=dict(seed=7, threads=2, engine='duckdb'), ope=asdict(CFG), support=asdict(DEFAULT_LIMITS))))
+    (tmp_path/'params.yaml').write_text(yaml.safe_dump(dict(run=dict(seed=7, threads=2, engine='duckdb', memory_gb=1.), ope=asdict(CFG), support=asdict(DEFAULT_LIMITS))))
     first = stage(rows, candidates)
     text, weights = (tmp_path/'metrics/ope.json').read_text(), (tmp_path/'artifacts/ope/weights.parquet').read_bytes()
     assert first['support']['verdict'] == 'trust' and first['gain']['dr']['ci_lower'] < truth < first['gain']['dr']['ci_upper']
