@@ -89,7 +89,7 @@ def test_each_kind_of_incident_and_no_other():
         assert set(found.name) == names and all(found['first'] == first), wrong
 
 def test_a_change_of_unit_is_named_and_a_longer_stay_is_not():
-    from telemetry_loop.signals import unit_changes
+    from telemetry_loop.checks import unit_changes
     for wrong, looks in (('unit', ['milliseconds for seconds']), ('slow', [])):
         counts, bins = product(wrong=wrong)
         assert [c['looks'] for c in unit_changes(bins, alarms(anomalies(counts, bins, CFG)))] == looks

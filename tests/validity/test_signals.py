@@ -32,7 +32,8 @@ def judge(events, truth, changes:dict={})->dict: # counts of one world
     from conftest import ROOT
     from telemetry_loop.anomalies import anomalies
     from telemetry_loop.config import load_params
-    from telemetry_loop.signals import SETUP, SignalsConfig, day_counts
+    from telemetry_loop.checks import SETUP, day_counts
+    from telemetry_loop.signals import SignalsConfig
     cfg = load_params(SignalsConfig, 'signals', ROOT/'params.yaml')
     judged = anomalies(*day_counts(ibis.duckdb.connect().read_parquet(str(events)), cfg.block_hours), replace(cfg.watch, **changes))
     odd = judged[judged.flagged].copy()
