@@ -4,13 +4,15 @@ import pandas as pd, pytest
 from conftest import ROOT
 from telemetry_loop import erasure
 from telemetry_loop.config import TelemetryError, folder_digest
-from telemetry_loop.erasure import erase, expire, holds, is_of, keep_out, purge, scan, stale, stores, without
+from telemetry_loop.erasure import People, erase, expire, is_of, keep_out, people_of, scan, stale, stores, without
 from telemetry_loop.governance import audit_verify
 from telemetry_loop.privacy import erasure_token, key, pseudonyms
 
 def sh(cwd, *words): return subprocess.run([sys.executable, '-m', *words] if words[0] == 'dvc' else words, cwd=cwd, check=True, capture_output=True, text=True).stdout
 
 def line(user, at='2025-01-06T10:00:00.000Z', kind='click', **more): return json.dumps(dict(event_id=f'{user}{at}{kind}', type=kind, event_time=at, received_time=at, user_id=user, **more)) + '\n'
+
+U7 = People(frozenset({'u7'}), nicks=tuple(pseudonyms(['u7'], key())))
 
 RELEASE = dict(version='abc', model_version='m', bundle_digest='b', data_digest='d', code_digest='c', params_digest='p', policy={}, verdict='pass', open=[], predicted=dict(value=1., ci_lower=0., ci_upper=2., n=3), as_of=None)
 
@@ -40,11 +42,11 @@ def house(built, tmp_path):
 
 def test_erased_everywhere(house):
     nick, places = pseudonyms(['u7'], key())[0], stores(house)
-    assert set(places) == {'cache', 'far'} and all(len(scan([p], 'u7', nick)) == 3 for p in places.values()) # it was there
+    assert set(places) == {'cache', 'far'} and all(len(scan([p], U7)) == 3 for p in places.values()) # it was there
     before = folder_digest(house/'data')
     found = erase('u7', house)
     assert found.lines == 3 and found.stale == 1 and found.objects >= 4
-    assert scan([house, *places.values()], 'u7', nick) == []
+    assert scan([house, *places.values()], U7) == []
     assert (house/'data/a.jsonl').read_text() == line('u77') + line('u1', target='u7')
     assert 'u8' in gzip.open(house/'data/b.jsonl.gz', 'rt').read()
     assert not (house/'runs/loop-7').exists() and not (house/'artifacts/ingest').exists()
@@ -66,7 +68,7 @@ def test_killed_on_the_way_it_goes_on(house, monkeypatch, stop):
         with pytest.raises(KeyboardInterrupt): erase('u7', house)
     assert erasure_token('u7') in (house/'releases/tombstones.txt').read_text() # remembered first
     erase('u7', house)
-    assert scan([house, *stores(house).values()], 'u7', pseudonyms(['u7'], key())[0]) == []
+    assert scan([house, *stores(house).values()], U7) == []
 
 def test_an_id_that_is_also_an_item_number(house): # MovieLens: user 7, item 7
     (house/'data/a.jsonl').write_text(line('7', item_id='8') + line('8', item_id='7'))
@@ -91,12 +93,12 @@ def test_the_erased_stay_away(house):
 @pytest.mark.parametrize('text,mine', [
     ('{"user_id": "u7"}', True), ('{"user_id": "u77"}', False), ('{"user_id": "u1", "note": "u7"}', False), ('{"user_id": "\\u0075\\u0037"}', True),
     ('{"user_id": "u7', True), ('{"user_id": "u7.5', False), ('not json u7 at all', True), ('[1, "u7"]', True), ('', False), ('{"user_id": 7}', False)])
-def test_whose_line(text, mine): assert is_of(text.encode(), 'u7') == mine
+def test_whose_line(text, mine): assert is_of(text.encode(), U7) == mine
 
 def test_other_files_keep_their_bytes(tmp_path):
     (tmp_path/'a.jsonl').write_bytes(b'\xff\xfe broken\n' + line('u8').encode()); (tmp_path/'.b.jsonl.swp').write_text(line('u7'))
     before = (tmp_path/'a.jsonl').stat().st_ino
-    without(tmp_path, lambda l: is_of(l, 'u7'))
+    without(tmp_path, lambda l: is_of(l, U7))
     assert (tmp_path/'a.jsonl').stat().st_ino == before # not even rewritten
 
 # ---------------------------------------------------------------- age
