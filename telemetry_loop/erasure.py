@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'MARKS', 'RAW', 'MADE', 'KEPT', 'People', 'is_of', 'people_of', 'without', 'keep_out', 'holds', 'scan',
-           'traced', 'stores', 'purge', 'stale', 'mark_stale', 'Forgotten', 'erase', 'past_its_time', 'outlived',
-           'expire']
+           'traced', 'stores', 'purge', 'stale', 'mark_stale', 'Forgotten', 'erase', 'past_its_time', 'old_decisions',
+           'outlived', 'expire']
 
 # %% ../nbs/54_erasure.ipynb #2a33b17f
 import gzip,json,os,re,shutil,subprocess,sys,tempfile,zipfile,zlib
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 import pandas as pd
-from .config import TelemetryError, file_digest, load_params, read_json, write_json
+from .config import TelemetryError, file_digest, folder_digest, load_params, read_json, write_json
 from .governance import GovernanceConfig, audit_append, cutoffs
 from .privacy import add_tombstones, erasure_token, key, pseudonyms, read_tombstones
 from .release import history
@@ -127,7 +127,12 @@ def keep_out(
 # %% ../nbs/54_erasure.ipynb #188a96ed
 def _quoted(path)->str: return "read_parquet('" + str(path).replace("'", "''") + "')"
 
-def _columns(con, path)->dict: return {c: t for c, t, *_ in con.execute(f'DESCRIBE SELECT * FROM {_quoted(path)}').fetchall()} # name -> type
+@cache
+def _con(): # one for all files: opening takes longer than reading
+    import duckdb
+    return duckdb.connect(config=dict(threads=1))
+
+def _columns(path)->dict: return {c: t for c, t, *_ in _con().execute(f'DESCRIBE SELECT * FROM {_quoted(path)}').fetchall()} # name -> type
 
 def _is_log(path)->bool:
     "Whether a file is raw telemetry: one of its lines is an event."
@@ -137,8 +142,8 @@ def _is_log(path)->bool:
         except (ValueError, TypeError, RecursionError): pass
     return False
 
-def _table_holds(con, path, people:People)->bool: # of a Parquet file
-    columns, asked, told = _columns(con, path), [], []
+def _table_holds(path, people:People)->bool: # of a Parquet file
+    con, columns, asked, told = _con(), _columns(path), [], []
     for c, t in columns.items():
         if 'VARCHAR' in t and people.nicks: asked.append(f'regexp_matches(CAST("{c}" AS VARCHAR), ?)'); told.append('|'.join(people.nicks))
         values = [v for n, v in people.marks if n == c] + (list(people.users) if c in NAMES else [])
@@ -155,9 +160,7 @@ def holds(
 )->bool:
     "Whether a file holds one of these people."
     with open(path, 'rb') as f: magic = f.read(4)
-    if magic == b'PAR1':
-        import duckdb
-        with duckdb.connect(config=dict(threads=1)) as con: return _table_holds(con, path, people)
+    if magic == b'PAR1': return _table_holds(path, people)
     if magic[:2] == b'PK' and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as z: return any(n.encode(coding) in body for body in map(z.read, z.namelist()) for n in people.nicks for coding in ('utf-8', 'utf-32-le')) # numpy writes text as the latter
     nicks = [n.encode() for n in people.nicks]
@@ -180,15 +183,13 @@ def traced(
     people:People,
 )->People:          # with the events and decisions these tables say are theirs
     "Recognise people by what was made of their lines, also where the lines are gone already."
-    import duckdb
     marks = set(people.marks)
-    with duckdb.connect(config=dict(threads=1)) as con:
-        for path in (p for folder in folders for p in _files(folder)):
-            with open(path, 'rb') as f:
-                if f.read(4) != b'PAR1': continue
-            columns = _columns(con, path)
-            for c in MARKS[1:]:
-                if {c: 'VARCHAR', 'user_id': 'VARCHAR'}.items() <= columns.items(): marks |= {(c, v) for v, in con.execute(f'SELECT DISTINCT "{c}" FROM {_quoted(path)} WHERE user_id IN (SELECT unnest(?)) AND "{c}" IS NOT NULL', [list(people.nicks)]).fetchall()}
+    for path in (p for folder in folders for p in _files(folder)):
+        with open(path, 'rb') as f:
+            if f.read(4) != b'PAR1': continue
+        columns = _columns(path)
+        for c in MARKS[1:]:
+            if {c: 'VARCHAR', 'user_id': 'VARCHAR'}.items() <= columns.items(): marks |= {(c, v) for v, in _con().execute(f'SELECT DISTINCT "{c}" FROM {_quoted(path)} WHERE user_id IN (SELECT unnest(?)) AND "{c}" IS NOT NULL', [list(people.nicks)]).fetchall()}
     return replace(people, marks=frozenset(marks))
 
 # %% ../nbs/54_erasure.ipynb #407e20e5
@@ -244,7 +245,7 @@ def _clear(root:Path, unwanted)->int: # folders and files removed
 
 def _commit(root:Path):
     "Pin what is left of the telemetry."
-    if not (root/f'{RAW}.dvc').is_file(): return
+    if not (pin := root/f'{RAW}.dvc').is_file() or folder_digest(root/RAW) in pin.read_text(): return
     done = subprocess.run([sys.executable, '-m', 'dvc', 'commit', '--force', f'{RAW}.dvc'], cwd=root, capture_output=True, text=True)
     if done.returncode: raise TelemetryError(f'dvc commit failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}; settle that and run the verb again: it goes on where it stopped')
 
@@ -307,20 +308,33 @@ def past_its_time(
         return last
     return belongs
 
-def outlived(
-    path,          # a file or DVC object
+def _old(columns:dict, ends:dict)->str: # SQL: which rows of a table are past their time
+    if {'type', 'event_time'} <= set(columns): return ' OR '.join(f"(type = '{k}' AND event_time < TIMESTAMP '{t}')" for k, t in ends.items())
+    return ' OR '.join(f'"{c}" < TIMESTAMP \'{max(ends.values())}\'' for c, t in columns.items() if t.startswith('TIMESTAMP')) or 'false'
+
+def old_decisions(
+    folders,       # of tables made from the log
     ends:dict,     # as in `past_its_time`
+)->set:            # of their ids
+    "Decisions past their time: some tables name nothing else."
+    found = set()
+    for path in (p for folder in folders for p in _files(folder)):
+        with open(path, 'rb') as f:
+            if f.read(4) != b'PAR1' or (columns := _columns(path)).get('decision_id') != 'VARCHAR': continue
+        found |= {d for d, in _con().execute(f'SELECT DISTINCT decision_id FROM {_quoted(path)} WHERE decision_id IS NOT NULL AND ({_old(columns, ends)})').fetchall()}
+    return found
+
+def outlived(
+    path,              # a file or DVC object
+    ends:dict,         # as in `past_its_time`
+    decisions=frozenset(), # from `old_decisions`
 )->bool:
     "Whether a table or log holds rows of people that are past their time."
     with open(path, 'rb') as f: magic = f.read(4)
     if magic == b'PAR1':
-        import duckdb
-        with duckdb.connect(config=dict(threads=1)) as con:
-            columns = _columns(con, path)
-            if 'user_id' not in columns: return False
-            if {'type', 'event_time'} <= set(columns): old = ' OR '.join(f"(type = '{k}' AND event_time < TIMESTAMP '{t}')" for k, t in ends.items())
-            else: old = ' OR '.join(f'"{c}" < TIMESTAMP \'{max(ends.values())}\'' for c, t in columns.items() if t.startswith('TIMESTAMP')) or 'false'
-            return con.execute(f'SELECT 1 FROM {_quoted(path)} WHERE {old} LIMIT 1').fetchone() is not None
+        columns = _columns(path)
+        if decisions and columns.get('decision_id') == 'VARCHAR' and _con().execute(f'SELECT 1 FROM {_quoted(path)} WHERE decision_id IN (SELECT unnest(?)) LIMIT 1', [list(decisions)]).fetchone(): return True
+        return 'user_id' in columns and _con().execute(f'SELECT 1 FROM {_quoted(path)} WHERE {_old(columns, ends)} LIMIT 1').fetchone() is not None
     if magic[:1] not in (b'{', b'\x1f'): return False
     belongs = past_its_time(ends)
     return any(belongs(line) for line in _lines(path))
@@ -334,9 +348,11 @@ def expire(
     try: when = pd.Timestamp(as_of)
     except ValueError: raise TelemetryError(f'{as_of!r} is no date; name one like 2026-01-31') from None
     ends = {kind: t.isoformat() for kind, t in cutoffs(when, load_params(GovernanceConfig, 'governance', root/'params.yaml')).items()}
+    places = list(stores(root).values())
+    decisions = old_decisions([root/'artifacts', *places], ends)
+    outputs = _clear(root, lambda p: outlived(p, ends, decisions))
+    objects = sum(purge(folder, lambda p: outlived(p, ends, decisions)) for folder in places)
     lines = without(root/RAW, past_its_time(ends))
-    outputs = _clear(root, lambda p: outlived(p, ends))
-    objects = sum(purge(folder, lambda p: outlived(p, ends)) for folder in stores(root).values())
     _commit(root)
     found = Forgotten('', lines, outputs, objects, 0)
     audit_append(root/'releases'/'audit.jsonl', 'expire', as_of=as_of, **{k: v for k, v in asdict(found).items() if k not in ('token', 'stale')})
