@@ -102,18 +102,19 @@ def clean(
         elif rest: put(rest)
         if endless and faults: refuse(faults[0], b'')
 
-# %% ../nbs/21_lines.ipynb #92b95587
-def lines_sql(path)->str: # of a plain log file
-    "DuckDB SQL that reads every line as text; a blank line says nothing."
-    return f"""SELECT line FROM read_csv('{str(path).replace("'", "''")}', columns={{'line': 'VARCHAR'}}, header=false, delim=e'\\x02\\x03\\x02\\x03', quote='', escape='', auto_detect=false,
-        strict_mode=false, max_line_size={LONGEST + 2}) WHERE length(line) > 0""" # a delimiter no line holds: one column
+# %% ../nbs/21_lines.ipynb #49d244b7
+def lines_sql(paths)->str: # of plain log files
+    "DuckDB SQL that reads every line as text, with `filename`; a blank line says nothing."
+    names = ', '.join("'" + str(p).replace("'", "''") + "'" for p in paths)
+    return f"""SELECT line, filename FROM read_csv([{names}], columns={{'line': 'VARCHAR'}}, header=false, delim=e'\\x02\\x03\\x02\\x03', quote='', escape='', auto_detect=false,
+        strict_mode=false, max_line_size={LONGEST + 2}, filename=true) WHERE length(line) > 0""" # a delimiter no line holds: one column
 
 def read_lines(
     con,   # Ibis connection
     path,  # a plain log file
 ):         # Ibis table: line
     "Every line, as text."
-    return con.sql(lines_sql(path))
+    return con.sql(lines_sql([path])).drop('filename')
 
 # %% ../nbs/21_lines.ipynb #138e81ef
 def plan_columns(

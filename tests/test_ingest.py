@@ -264,7 +264,7 @@ def die(event, args):
         left -= 1
         if left == 0: os.kill(os.getpid(), signal.SIGKILL)
 from telemetry_loop import ingest
-ingest._window_sql(json.dumps(ingest.tracking_plan()), ingest.load_params(ingest.IngestConfig, 'ingest'), ingest.load_params(ingest.ClocksConfig, 'clocks')) # once for all
+ingest._chunk_sql(json.dumps(ingest.tracking_plan()), ingest.load_params(ingest.IngestConfig, 'ingest'), ingest.load_params(ingest.ClocksConfig, 'clocks')) # once for all
 sys.addaudithook(die)
 for n in sys.argv[1:]:
     if os.fork() == 0: left = int(n); ingest.run(); os._exit(0)
