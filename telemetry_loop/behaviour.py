@@ -108,7 +108,7 @@ def tallies(
     s = s.mutate(quiet=s['at'] - s['at'].lag().over(group_by=[s.slab, s.user_id, s.day], order_by=s['at']))
     day = s.group_by(*by, 'day').agg(quiet=s.quiet.max().fill_null(0), night=86_400_000 - s['at'].max() + s['at'].min())
     g = s.filter(s.type.isin(['click', 'decision']))
-    g = g.mutate(gap=milliseconds(g.event_time) - milliseconds(g.event_time.lag().over(group_by=[g.slab, g.session_id, g.type], order_by=[g[c] for c in ORDER])))
+    g = g.mutate(gap=milliseconds(g.event_time) - milliseconds(g.event_time.lag().over(group_by=[g.slab, g.session_id, g.type], order_by=g.event_time)))
     g = g.filter(g.gap > 0)
     g = g.mutate(log=(g.gap.ln()*1000).round().cast('int64'))
     gaps = lambda kind: {f'{kind}_gaps': whole(g.type == kind), f'{kind}_log': ibis.ifelse(g.type == kind, g['log'], 0).sum(), f'{kind}_log2': ibis.ifelse(g.type == kind, g['log']*g['log'], 0).sum()}

@@ -14,7 +14,7 @@ import ibis, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, py
 from .config import RunConfig, TelemetryError, code_digest, file_digest, load_params, write_json
 from .estimate import Estimate, wald
 from .engine import CACHE, cached, connect, forget, key_of, read_parquet
-from .dwell import DwellConfig, item_dwell, milliseconds
+from .dwell import DwellConfig, item_dwell, milliseconds, openings
 from .behaviour import ORDER, REASONS, BotsConfig, bots, paths, span, steps, tallies
 
 # %% ../nbs/26_sessions.ipynb #37f2faaa
@@ -39,14 +39,13 @@ def visits(
 ):                      # the users' own events with `session_id` and `start`
     "Which visit each event belongs to."
     t = events.filter(events.user_id.notnull() & ~events.type.isin(OTHERS))
-    w = lambda t: ibis.window(group_by=t.user_id, order_by=[t[c] for c in ORDER], preceding=None, following=0)
-    t = t.mutate(last=t.event_time.lag().over(group_by=t.user_id, order_by=[t[c] for c in ORDER]))
+    t = t.mutate(last=t.event_time.lag().over(group_by=t.user_id, order_by=t.event_time)) # whichever of two events at one moment comes first, their visit is the same
     if before is not None:
         open = before.select(who=before.user_id, since=before.start, until=before.end)
         t = t.left_join(open, t.user_id == open.who)
         t = t.mutate(last=t.last.coalesce(t.until))
     t = t.mutate(new=ibis.ifelse(t.last.isnull() | (t.event_time > t.last + span(60*gap_minutes)), t.event_time, None))
-    t = t.mutate(start=t.new.max().over(w(t)))
+    t = t.mutate(start=t.new.max().over(ibis.range_window(group_by=t.user_id, order_by=t.event_time, preceding=None, following=0)))
     if before is not None: t = t.mutate(start=t.start.coalesce(t.since)).drop('who', 'since', 'until')
     return t.mutate(session_id=t.user_id + '-' + milliseconds(t.start).cast('string')).drop('last', 'new')
 
@@ -81,15 +80,15 @@ def outcomes(
     answered,            # outcome events (see `answers`)
     cfg:SessionsConfig,
     stay:DwellConfig,    # what heartbeats are believed to say
+    opened=None,         # `dwell.openings` of the joined answers, where they are worked out already
 ):                       # one row a decision and position
     "What followed each shown item."
     d = events.filter(events.type == 'decision').select('decision_id', 'user_id', 'slate', decided='event_time')
-    shown = d.unnest('slate', offset='position').rename(item_id='slate')
+    shown = d.select('decision_id', 'user_id', 'decided', at=d.slate.zip(ibis.range(d.slate.length())).unnest())
+    shown = shown.mutate(item_id=shown['at'].f1, position=shown['at'].f2.cast('int64')).drop('at')
     own = answered.filter(answered.reason.isnull())
     is_ = lambda kind: (own.type == kind).any()
-    names = ['event_id', 'type', 'user_id', 'device_id', 'decision_id', 'item_id', 'elapsed', 'event_time']
-    beats = ibis.union(own[names].mutate(state=ibis.null('string')), events.filter(events.type == 'visibility')[names + ['state']])
-    dwell = item_dwell(beats, stay)
+    dwell = item_dwell(events, stay, openings(own) if opened is None else opened)
     dwell = dwell.select('dwell', 'certain', of='decision_id', item='item_id')
     found = own.group_by('decision_id', 'place').agg(clicked=is_('click'), converted=is_('conversion'), hidden=is_('complaint'),
         click_time=own.event_time.min(where=own.type == 'click'), click_device=own.device_time.min(where=own.type == 'click'))
@@ -118,7 +117,7 @@ def decisions_with_outcomes(
     lists = rows.select('decision_id', **{c: rows['all'].map(lambda x, c=c: x[c]) for c in _LISTS})
     d = visited.filter(visited.type == 'decision')
     d = d[['decision_id', 'user_id', 'event_time', 'seq', 'policy_id', 'model_version', 'personalised', 'session_id', 'candidates', 'slate', 'propensities', 'position_propensities']]
-    return d.inner_join(lists, 'decision_id').order_by(['event_time', 'decision_id'])
+    return d.inner_join(lists, 'decision_id')
 
 # %% ../nbs/26_sessions.ipynb #602180ec
 def acts(
@@ -129,12 +128,15 @@ def acts(
     act = ibis.cases((events.type == 'click', 'clicked'), (events.type.isin(['heartbeat', 'close']) & (events.elapsed >= cfg.satisfied_seconds), 'satisfied'))
     t = events.mutate(act=act)
     t = t.filter(t.act.notnull())
-    who, again = [t.user_id, t.item_id, t.decision_id, t.act], span(3600*cfg.attribution_hours)
+    who, again = ['user_id', 'item_id', 'decision_id', 'act'], span(3600*cfg.attribution_hours)
+    each = t.group_by(who).agg(start=t.event_time.min(), end=t.event_time.max(), known_time=t.received_time.min())
+    once, often = each.filter(each.end <= each.start + again), each.filter(each.end > each.start + again)
+    t = t.semi_join(often, [t[c].identical_to(often[c]) for c in who]) # few come back after so long; only they need their order
     t = t.mutate(last=t.event_time.lag().over(group_by=who, order_by=t.event_time))
     t = t.mutate(new=ibis.ifelse(t.last.isnull() | (t.event_time > t.last + again), t.event_time, None))
-    t = t.mutate(start=t.new.max().over(ibis.window(group_by=[t[c] for c in ('user_id', 'item_id', 'decision_id', 'act')], order_by=t.event_time, preceding=None, following=0)))
+    t = t.mutate(start=t.new.max().over(ibis.range_window(group_by=[t[c] for c in who], order_by=t.event_time, preceding=None, following=0)))
     t = t.filter(t.event_time <= t.start + again)
-    t = t.group_by('user_id', 'item_id', 'decision_id', 'act', 'start').agg(known_time=t.received_time.min())
+    t = ibis.union(once.drop('end'), t.group_by(*who, 'start').agg(known_time=t.received_time.min())[[*who, 'start', 'known_time']])
     names = ['user_id', 'item_id', 'kind', 'event_time', 'known_time']
     own = events.filter((events.type == 'interaction') | ((events.type == 'conversion') & events.decision_id.isnull()))
     own = own.mutate(known_time=own.received_time, kind=ibis.ifelse(own.type == 'interaction', own.kind, 'conversion'))
@@ -174,8 +176,8 @@ def slab_answers(
     slim = own[['event_id', 'type', 'kind', 'user_id', *ORDER[:3]]]
     with slab(visits(slim, cfg.gap_minutes, before)).cache() as visited, answers(events, cfg).cache() as answered:
         asked = events.filter((events.type != 'decision') | ((events.event_time >= start) & (events.event_time < end)))
-        with slab(outcomes(asked, answered, cfg, stay), 'decided').cache() as outcome:
-            chosen = own.filter(own.type == 'decision').inner_join(visited[['event_id', 'session_id', 'slab']], 'event_id')
+        with openings(answered.filter(answered.reason.isnull())).cache() as opened, slab(outcomes(asked, answered, cfg, stay, opened), 'decided').cache() as outcome:
+            chosen = own.filter(own.type == 'decision').inner_join(visited.filter(visited.type == 'decision')[['event_id', 'session_id', 'slab']], 'event_id')
             state, moves = steps(visited, before)
             clicked = outcome.filter(outcome.clicked)
             first = events.filter(events.type == 'impression').semi_join(clicked, ['decision_id', 'item_id'])

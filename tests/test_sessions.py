@@ -119,14 +119,14 @@ def test_lists_follow_the_slate_and_reward_is_the_declared_worth(con):
             act('heartbeat', 50, 'd', 'i12', elapsed=44.), act('complaint', 60, 'd', 'i12'), act('conversion', 61, 'd', 'i7', value=9.), act('click', 70, 'e', 'i7')]
     worth = dict(clicked=.25, satisfied=1., converted=4., hidden=-8.)
     events = log(rows); o = outcomes(events, answers(events, CFG), CFG, STAY)
-    d, e = con.execute(decisions_with_outcomes(visits(events, GAP), o, worth)).to_dict('records')
+    d, e = con.execute(decisions_with_outcomes(visits(events, GAP), o, worth).order_by(['event_time', 'decision_id'])).to_dict('records')
     at_ = lambda *places: [j in places for j in range(12)]
     assert (d['decision_id'], d['seq'], d['policy_id'], d['session_id'], list(d['slate'])) == ('d', 5, 'p', f'u-{ms(NOON)}', slate)
     assert [list(d[n]) for n in ('clicked', 'satisfied', 'converted', 'hidden')] == [at_(1, 7), at_(7), at_(0), at_(7)]
     assert list(d['dwell']) == [44.*x for x in at_(7)] and list(d['reward']) == [4., .25, 0, 0, 0, 0, 0, .25 + 1 - 8, 0, 0, 0, 0]
     assert list(e['reward']) == [.25] and len(d['propensities']) == 12
     for one in worth:
-        got = con.execute(decisions_with_outcomes(visits(events, GAP), o, {one: 3.}))
+        got = con.execute(decisions_with_outcomes(visits(events, GAP), o, {one: 3.}).order_by(['event_time', 'decision_id']))
         assert [3.*x for x in d[one]] == list(got['reward'][0])
 
 def test_an_unknown_reward_is_refused_by_name():
@@ -263,7 +263,7 @@ def test_an_old_window_that_changes_costs_only_its_days(tmp_path, long_log, monk
 def test_slabs_say_what_the_whole_log_says(tmp_path, long_log, con, unit):
     rows = once(long_log)
     events = log(rows); answered = answers(events, CFG)
-    whole = con.execute(decisions_with_outcomes(visits(events, GAP), outcomes(events, answered, CFG, STAY), dict(satisfied=1., hidden=-.5)))
+    whole = con.execute(decisions_with_outcomes(visits(events, GAP), outcomes(events, answered, CFG, STAY), dict(satisfied=1., hidden=-.5)).order_by(['event_time', 'decision_id']))
     with home(tmp_path/'a', long_log, unit):
         sessions.run(); d, a, s = read('decisions'), read('acts'), read('sessions')
     plain = lambda t: t.map(lambda x: list(x) if isinstance(x, np.ndarray) else x).astype(object).where(t.notna(), None).values.tolist()
