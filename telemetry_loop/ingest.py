@@ -115,7 +115,7 @@ def chunks(
     plan:dict,           # the tracking plan
     cfg:IngestConfig,
     clocks:ClocksConfig,
-    threads:int,         # files looked at a time
+    threads:int,         # files looked at, and batches judged, at a time
     before:dict=None,    # a narrower plan: where a file was judged by it, only its dead letters are judged again
 )->dict:                 # path -> its chunk, a folder with rows/*.parquet, dead.parquet and facts.json
     "Every file, judged; a file judged before is not read again."
@@ -135,18 +135,21 @@ def chunks(
     for d in missing:
         if not batches or size + first[d][1].st_size > BATCH: batches.append([]); size = 0
         batches[-1].append(d); size += first[d][1].st_size
-    for batch in tqdm(batches, desc='judge', unit='batch', disable=None):
+    def judged(batch):
         old = {d: CACHE/'ingest/chunk'/name(d, before) if before else None for d in batch}
-        (CACHE/'ingest/batch').mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE/'ingest/batch', suffix='.part') as part:
             part, todo = Path(part), [(first[d][0], first[d][2].plain, old[d] if old[d] and old[d].is_dir() else None) for d in batch]
-            try: _judge(db, *_chunk_sql(json.dumps(plan), cfg, clocks), todo, part)
+            try: _judge(db.cursor(), *compiled, todo, part)
             except (duckdb.Error, OSError) as e:
                 for d in batch: unchanged(*first[d][:2])
                 raise TelemetryError(f'{files[0].parent}/ cannot be judged ({str(e).splitlines()[0][:160]}); nothing was written; make room or mend the file, and run again') from None
             for i, d in enumerate(batch):
                 unchanged(*first[d][:2])
                 cached('ingest/chunk', place[d].name, lambda to: [os.replace(p, to/p.name) for p in (part/str(i)).iterdir()])
+    if batches:
+        compiled = _chunk_sql(json.dumps(plan), cfg, clocks)
+        (CACHE/'ingest/batch').mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(threads) as pool: list(tqdm(pool.map(judged, batches), total=len(batches), desc='judge', unit='batch', disable=None))
     return {path: place[seen.digest] for path, (_, seen) in zip(files, looks)}
 
 # %% ../nbs/23_ingest.ipynb #b11f8bf0

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 from scipy.stats import rankdata
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 from .config import TelemetryError, write_text
 from .estimate import Estimate, standard_error, wald
@@ -232,6 +230,8 @@ def leakage_auc(
     folds:int=5,
 )->Estimate:     # AUC, one class against the rest, averaged over classes; value None when it cannot be told
     "How well features tell a sensitive attribute of users the model has not seen."
+    from sklearn.ensemble import HistGradientBoostingClassifier # slow to load, and only this needs it
+    from sklearn.model_selection import StratifiedKFold
     y, names = pd.factorize(pd.Series(np.asarray(attribute, object)), sort=True)
     common = [c for c in range(len(names)) if (y == c).sum() >= 2*folds] # a class needs people in every fold
     keep = np.isin(y, common); y = y[keep]
