@@ -51,7 +51,6 @@ MADE = { # column -> (meaning, unit, purpose, made from)
     'line':          ('the refused line as it came', 'text', 'analytics', []),
     'date':          ('day', 'UTC day', 'analytics', ['event_time']),
     'events':        ('how many events', 'count', 'analytics', ['event_id']),
-    'quarantined':   ('how many lines were refused', 'count', 'analytics', ['line', 'received_time']),
     'late_p50_s':    ('half of the events arrived within this time', 's', 'analytics', ['event_time', 'received_time']),
     'late_p95_s':    ('19 of 20 events arrived within this time', 's', 'analytics', ['event_time', 'received_time']),
     'session_id':    ('the visit: who, and when it began', 'name', 'analytics', ['user_id', 'event_time']),

@@ -85,7 +85,9 @@ def import_(
     path:Annotated[Path, typer.Argument(help='The file to read.')],
     to:Annotated[Path, typer.Option(help='A new or empty folder.')],
     mapping:Annotated[Optional[Path], typer.Option(help='For generic: YAML that says which column is what.', show_default=False)]=None):
-    print(_module('sources').import_source(source, path, to, mapping, progress=True))
+    told = _module('sources').import_source(source, path, to, mapping, progress=True)
+    gone = _module('erasure').keep_out(to) # also those who were erased under a login, or left lines that name nobody
+    print(f'{told}' + (f'; {gone:,} lines of people who were erased are left out' if gone else ''))
 
 @_verb('ingest', 'ingest')
 def ingest(

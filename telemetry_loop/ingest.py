@@ -242,7 +242,7 @@ def window_steps(
         'clocks': table('clocks', CARRY['clocks']).order_by('device'), 'words': last.filter(last.nth == 0).drop('nth').order_by('user_id'),
         'people': kept.select('user_id', 'device_id').distinct().order_by(['user_id', 'device_id']),
         'transit': transit.group_by(step=(20*ibis.greatest(transit.ms, 1).ln()).round().cast('int64')).agg(n=transit.count()).order_by('step'), # steps of 5 %
-        'volumes': away.group_by(['date', 'type', 'app_version']).agg(events=away.count(), quarantined=ibis.literal(0), late_p50_s=away.late_s.quantile(.5), late_p95_s=away.late_s.quantile(.95)).order_by(['date', 'type', 'app_version']),
+        'volumes': away.group_by(['date', 'type', 'app_version']).agg(events=away.count(), late_p50_s=away.late_s.quantile(.5), late_p95_s=away.late_s.quantile(.95)).order_by(['date', 'type', 'app_version']),
         'facts': kept.agg(events=kept.count(), late_amended=amends(kept, clocks).sum(), first_event=kept.event_time.min(), last_event=kept.event_time.max())}
     return make, files
 

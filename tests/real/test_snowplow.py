@@ -102,3 +102,16 @@ def test_consent_log(events):
     found = found.assign(at=found['at'].astype('datetime64[ms]'), type=found.type.map(words), scopes=lists('scopes'), domains=lists('domains'), gdpr=found.gdpr.fillna(False))
     same(found, people(events, expected('consent_log'), **NAMES), 'event_id', dict(event_id='event_id', user_id='domain_userid', login_id='user_id', page_view_id='page_view_id', visit_id='domain_sessionid', at='derived_tstamp', type='event_name',
         choice='event_type', basis='basis_for_processing', consent_url='consent_url', consent_version='consent_version', scopes='consent_scopes', domains='domains_applied', gdpr='gdpr_applies', load_s='cmp_load_time'))
+
+def test_who_was_erased_under_a_login_does_not_come_back(tmp_path, capsys, monkeypatch):
+    from telemetry_loop import cli
+    from telemetry_loop.privacy import add_tombstones
+    if not DATA.exists(): pytest.skip('real data snowplow_web is not here')
+    monkeypatch.chdir(tmp_path)
+    login = expected('users')['user_id'].dropna().value_counts().index[0]
+    add_tombstones([login])
+    monkeypatch.setattr('sys.argv', ['telemetry-loop', 'import', 'snowplow', str(DATA/'source'), '--to', 'data'])
+    try: cli.main()
+    except SystemExit as e: assert not e.code
+    text = ''.join(p.read_text() for p in (tmp_path/'data').iterdir())
+    assert f'"login_id":"{login}"' not in text and text.count('"login_id"') and 'lines of people who were erased are left out' in capsys.readouterr().out
