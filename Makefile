@@ -40,7 +40,8 @@ loop: setup ## telemetry in, report out: simulate if data/ is missing, then run 
 	@$(BIN)/telemetry-loop status
 	@echo 'report: artifacts/reports/index.html'
 
-test: setup ## every test: chapters, architecture, pipeline, truth
+test: setup ## every test: chapters, architecture, pipeline, truth; Spark's where there is Java
+	@if command -v java >/dev/null; then $(INSTALL) --require-hashes --no-deps -r requirements-spark.lock; fi
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 validity: setup ## the full study of estimates against the simulator's truth
