@@ -202,7 +202,8 @@ def alarms(
 
 # %% ../nbs/06_anomalies.ipynb #ffcf5a23
 PER_DOUBLING = 4 # bins of a number are quarter doublings, so that a change of unit is a shift
-UNITS = {1000.: 'milliseconds for seconds', 60.: 'seconds for minutes', 3600.: 'seconds for hours', 100.: 'cents for whole units', 1024.: 'bytes for kilobytes'}
+UNITS = {1000.: ('milliseconds for seconds, or bytes for kilobytes', 'seconds for milliseconds, or kilobytes for bytes'), 60.: ('seconds for minutes', 'minutes for seconds'),
+         3600.: ('seconds for hours', 'hours for seconds'), 100.: ('cents for whole units', 'whole units for cents')} # bins cannot tell 1000 from 1024
 
 def unit_change(
     bins:np.ndarray,   # (k,) bin of each count: floor(PER_DOUBLING * log2(value))
@@ -214,7 +215,7 @@ def unit_change(
     at, whole, best = dict(zip(bins.tolist(), range(len(bins)))), float(divergence(p, q)), (None, 0., '')
     least = whole/5                                                                  # four fifths must be explained
     for unit, words in UNITS.items():
-        for factor, looks in ((unit, words), (1/unit, ' for '.join(words.split(' for ')[::-1]))):
+        for factor, looks in zip((unit, 1/unit), words):
             step = PER_DOUBLING*np.log2(factor); low = int(np.floor(step))
             moved = np.zeros(len(q))
             for b, share in zip(bins.tolist(), q.tolist()):                          # a shift that is no whole number of bins falls into two

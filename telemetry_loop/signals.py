@@ -20,6 +20,7 @@ from .anomalies import WatchConfig, alarms, anomalies
 from .checks import (NUMBERS, SETUP, LimitsConfig, completeness, day_counts, distribution, freshness, out_of_range, references,
                                    uniqueness, unit_changes, volume)
 from .engine import connect, read_parquet
+from .dwell import milliseconds
 
 # %% ../nbs/28_signals.ipynb #0ffb9bb7
 @dataclass(frozen=True)
@@ -187,10 +188,11 @@ def user_windows(events, sessions, decisions, acts, cfg:AuditConfig)->tuple: # t
     kinds = a.group_by(['user_id', 'window', 'kind']).agg(n=ibis._.count()).execute().pivot_table(index=['user_id', 'window'], columns='kind', values='n', fill_value=0)
     items = events.filter(events.type == 'item').group_by('item_id').agg(shelf=ibis._.category.min())
     breadth = a.left_join(items, 'item_id').group_by(['user_id', 'window']).agg(breadth=ibis.coalesce(ibis._.shelf, ibis._.item_id).nunique()).execute().set_index(['user_id', 'window'])
-    d = part(decisions, 'event_time'); total = lambda c: d[c].map(lambda x: x.cast('float64')).sums().sum()
-    did = d.group_by(['user_id', 'window']).agg(decisions=d.count(), clicks=total('clicked'), long=total('satisfied'), dwell=total('dwell'), personalised=d.personalised.cast('float64').mean()).execute().set_index(['user_id', 'window'])
+    d = part(decisions, 'event_time') # sums are of whole numbers: they do not depend on the order of rows
+    total = lambda c: d[c].map(lambda x: x.cast('float64')).sums().sum()
+    did = d.group_by(['user_id', 'window']).agg(decisions=d.count(), clicks=total('clicked'), long=total('satisfied'), dwell=d.dwell.map(lambda x: (x*1000).round().cast('int64')).sums().sum()/1000, personalised=d.personalised.cast('float64').mean()).execute().set_index(['user_id', 'window'])
     s = part(sessions, 'start')
-    came = s.group_by(['user_id', 'window']).agg(visits=ibis._.count(), minutes=((s.end.epoch_seconds() - s.start.epoch_seconds())/60).sum()).execute().set_index(['user_id', 'window'])
+    came = s.group_by(['user_id', 'window']).agg(visits=ibis._.count(), minutes=(milliseconds(s.end) - milliseconds(s.start)).sum()/60_000).execute().set_index(['user_id', 'window'])
     index = pd.MultiIndex.from_product([sorted(known.index), range(max(0, windows))], names=['user_id', 'window'])
     index = index[known.reindex(index.get_level_values(0)).to_numpy() < (start + pd.to_timedelta((index.get_level_values(1) + 1)*days, 'D')).to_numpy()]
     at = lambda x: x.reindex(index)

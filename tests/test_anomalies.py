@@ -90,11 +90,11 @@ def test_each_kind_of_incident_and_no_other():
 
 def test_a_change_of_unit_is_named_and_a_longer_stay_is_not():
     from telemetry_loop.checks import unit_changes
-    for wrong, looks in (('unit', ['milliseconds for seconds']), ('slow', [])):
+    for wrong, looks in (('unit', ['milliseconds for seconds, or bytes for kilobytes']), ('slow', [])):
         counts, bins = product(wrong=wrong)
         assert [c['looks'] for c in unit_changes(bins, alarms(anomalies(counts, bins, CFG)))] == looks
 
-@pytest.mark.parametrize('factor,looks', [(1000, 'milliseconds for seconds'), (1/1000, 'seconds for milliseconds'), (60, 'seconds for minutes'), (100, 'cents for whole units')])
+@pytest.mark.parametrize('factor,looks', [(1000, 'milliseconds for seconds, or bytes for kilobytes'), (1024, 'milliseconds for seconds, or bytes for kilobytes'), (1/1000, 'seconds for milliseconds, or kilobytes for bytes'), (60, 'seconds for minutes'), (100, 'cents for whole units')])
 def test_units(factor, looks):
     rng = np.random.default_rng(3); x = np.exp(rng.normal(2, .5, 4000)); grid = np.arange(-80, 100)
     count = lambda v: np.bincount(binned(v) + 80, minlength=180)
