@@ -9,6 +9,7 @@ __all__ = ['FeaturesConfig', 'history_matrix', 'Features', 'read_features', 'pop
 # %% ../nbs/29_features.ipynb #9c9d069e
 from dataclasses import dataclass, replace
 from pathlib import Path
+import shutil
 import numpy as np, pandas as pd
 from .config import RunConfig, TelemetryError, load_params, write_json
 from .schema import SENSITIVE, Contexts
@@ -17,7 +18,7 @@ from .governance import allowed, consent_coverage, consent_ledger
 from .privacy import leakage_auc
 from .views import VIEWS, FeatureState, as_of_sql, pinned
 from .splits import split_of, time_cuts
-from .engine import connect
+from .engine import connect, copy_parquet
 from .signals import require_registered
 
 # %% ../nbs/29_features.ipynb #1eb3d9d2
@@ -202,6 +203,13 @@ def run():
     events, acts, decisions = [f"read_parquet('artifacts/{name}/*.parquet', union_by_name=true)" for name in ('ingest/events', 'sessions/acts', 'sessions/decisions')]
     for name in ('ingest/events', 'sessions/acts', 'sessions/decisions'):
         if not any(Path('artifacts', name).glob('*.parquet')): raise TelemetryError(f'artifacts/{name}/ holds no table; it is written by the stage {name.split("/")[0]}; run `dvc repro {name.split("/")[0]}`')
+    span = sql(f'SELECT max(event_time) AS happened, max(received_time) AS known FROM {events}').iloc[0]
+    views, part = pinned(cfg.views, VIEWS, span['known']), Path('runs/views.parquet.part')
+    part.parent.mkdir(exist_ok=True)
+    copy_parquet(con.con, views_sql(views, events, decisions), part) # first, while the memory is the engine's alone
+    con.raw_sql(f"CREATE TEMP VIEW viewed AS FROM read_parquet('{part}')")
+    apart = _sample_parity(sql, views, events, decisions, 'viewed')
+    if apart.n and not apart.value <= 1e-9: raise TelemetryError(f'batch and stream differ by up to {apart.value} on {apart.n} values; they must not differ; this is a defect in views, not in the data')
     items = sql(f"""WITH listed AS (SELECT item_id, first(category ORDER BY event_time, event_id) AS category, min(event_time) AS available_time FROM {events} WHERE type = 'item' GROUP BY item_id),
         met AS (SELECT item_id, min(event_time) AS available_time FROM {acts} WHERE item_id NOT IN (SELECT item_id FROM listed) GROUP BY item_id)
         SELECT item_id, coalesce(category, '') AS category, available_time FROM (FROM listed UNION ALL BY NAME FROM met) ORDER BY item_id""")
@@ -213,8 +221,6 @@ def run():
     popularity = sql(f"SELECT date_trunc('day', greatest(event_time, known_time))::TIMESTAMP AS date, item, count(*) AS clicks FROM {acts} JOIN places USING (item_id) WHERE kind = 'clicked' GROUP BY ALL ORDER BY date, item")
     decided = sql(f'SELECT decision_id, user_id, event_time FROM {decisions} ORDER BY event_time, decision_id')
     words = sql(f"SELECT user_id, type, purpose, granted, action, event_time, received_time FROM {events} WHERE type IN ('consent', 'control') AND user_id IS NOT NULL ORDER BY received_time, event_time, event_id")
-    span = sql(f'SELECT max(event_time) AS happened, max(received_time) AS known FROM {events}').iloc[0]
-    views = pinned(cfg.views, VIEWS, span['known'])
 
     embargo, cuts = np.timedelta64(int(cfg.embargo_hours*3600), 's'), time_cuts(interactions['event_time'].to_numpy(), cfg.valid_share, cfg.test_share)
     clock = lambda t, name: t[name].to_numpy().astype('datetime64[ms]')
@@ -232,11 +238,8 @@ def run():
         t['split'] = np.where(no & t['split'].isin(['train', 'valid']), 'withheld', t['split'])
     leaks = leakage(interactions, cuts, embargo, cfg.history)
     if leaks: raise TelemetryError(f'{leaks} rows know their future; a split must not; this is a defect in features, not in the data')
-    con.raw_sql(f'CREATE TEMP TABLE viewed AS {views_sql(views, events, decisions)}')
-    apart = _sample_parity(sql, views, events, decisions, 'viewed')
-    if apart.n and not apart.value <= 1e-9: raise TelemetryError(f'batch and stream differ by up to {apart.value} on {apart.n} values; they must not differ; this is a defect in views, not in the data')
     out = Path('artifacts/features'); out.mkdir(parents=True, exist_ok=True)
-    con.raw_sql(f"COPY viewed TO '{out/'views.parquet'}' (FORMAT parquet)")
+    shutil.move(part, out/'views.parquet'); con.raw_sql(f"CREATE OR REPLACE TEMP VIEW viewed AS FROM read_parquet('{out/'views.parquet'}')")
     for name, table in dict(items=items, interactions=interactions, decisions=decided, popularity=popularity).items(): table.to_parquet(out/f'{name}.parquet', index=False)
     sizes = lambda t: {k: int(n) for k, n in t['split'].value_counts().sort_index().items()}
     write_json('metrics/features.json', {'items': len(items), 'users': int(interactions['user_id'].nunique()), 'interactions': len(interactions), 'leakage': count(leaks).as_dict(), 'parity': apart.as_dict(),
