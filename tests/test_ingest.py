@@ -116,7 +116,7 @@ def test_columns_order_and_pseudonyms(tmp_path):
             assert list(map(tuple, e[['event_time', 'event_id']].values)) == sorted(map(tuple, e[['event_time', 'event_id']].values)) and (e.event_time <= e.received_time).all()
         assert set(kept().user_id) <= set(pseudonyms([f'u{i}' for i in range(7)], DEVELOPMENT_KEY)) and kept().event_id.is_unique
         v = pd.read_parquet('artifacts/ingest/volumes.parquet')
-        assert list(v) == ['date', 'type', 'app_version', 'events', 'quarantined', 'late_p50_s', 'late_p95_s'] and v.events.sum() == said()['events']
+        assert list(v) == ['date', 'type', 'app_version', 'events', 'late_p50_s', 'late_p95_s'] and v.events.sum() == said()['events']
         assert not any(b'"u3"' in p.read_bytes() for p in Path('artifacts/ingest/events').iterdir())
 
 def test_another_key_is_refused_in_one_line(tmp_path, monkeypatch):
