@@ -2,7 +2,8 @@
 import contextlib, json, shutil
 from dataclasses import replace
 from itertools import permutations
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, yaml
+from conftest import small_params
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from telemetry_loop import policy
@@ -226,6 +227,20 @@ def test_replaying_the_policy_that_logged_gives_the_logged_propensities(tiny, ti
     assert (off[same] < 1e-8).all() and (off[day == 0] < 1e-8).all() and (day == 0).sum() > 300
     assert .25 < (off < 1e-8).mean() < 1 and (off < .05).mean() > .99 and off.max() < .25
     assert set(np.unique(seen.popularity - truth.popularity)) <= {0., -1., -2.}           # clicks are lost, never invented
+
+def test_where_one_click_in_400_is_lost_most_propensities_come_back_from_the_log_itself(tmp_path):
+    from telemetry_loop import features, ingest, sessions
+    from telemetry_loop.faults import NONE
+    from telemetry_loop.loop import first_world
+    params = small_params(); params['simulate']['faults'] = NONE | dict(late=.02, duplicated=.01, malformed=.002, violating=.0005)
+    (tmp_path/'params.yaml').write_text(yaml.safe_dump(params))
+    with contextlib.chdir(tmp_path):
+        first_world(tmp_path/'data', progress=False)
+        for stage in (ingest, sessions, features): stage.run()
+        f, cfg = read_features(), load_params(PolicyConfig, 'policy')
+    d = pd.read_parquet(tmp_path/'artifacts/sessions/decisions')
+    off = far(replay(bootstrap_policy(cfg), d, contexts_of(d, f))[0])
+    assert .4 < (off < 1e-8).mean() < 1 and (off < .05).mean() > .99 and off.max() < .25
 
 def test_who_refused_gets_the_popular_choice_in_replay_too(tiny, tiny_run):
     rows = pd.read_parquet(tiny_run/'artifacts/policy/rows.parquet')
