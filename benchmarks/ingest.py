@@ -2,8 +2,8 @@
 
 `python benchmarks/ingest.py [--millions 1 10 50] [--peers sql pandas] [--json OUT]`
 
-The log is one simulated world with the faults of params.yaml, copied with other ids until it is long enough. Each program runs in a process of its own, with the same threads and
-engine memory, and the rows it writes must have the digests ours have: quarantined lines, events, sessions, decisions with their outcomes, acts, and views as of each decision.
+The log is one simulated world with the faults of params.yaml, copied with other ids until it is long enough. Each program runs in a process of its own (ours in one a stage, as in the pipeline), with the same
+threads and engine memory, and the rows it writes must have the digests ours have: quarantined lines, events, sessions, decisions with their outcomes, acts, and views as of each decision.
 
 The peers are written for this log and do less than ours: no cache, no incremental pieces, one plan, only the event types and columns the simulator sends, no reasons per rule, no metrics, paths,
 splits or checks, nothing hidden in the background (this log has none). Two small tables they take from ours, because to work them out would copy the code: what each device's clock was believed
@@ -48,13 +48,11 @@ def copies(base:Path, to:Path, lines:int)->int: # lines written
 
 # ours
 
-def ours():
-    "The three stages, nothing kept from before."
+def stage(name:str):
+    "One of the three stages, nothing kept from before."
     import importlib
-    took = {}
-    for name in ('ingest', 'sessions', 'features'):
-        start = time.perf_counter(); importlib.import_module(f'telemetry_loop.{name}').run(); took[name] = time.perf_counter() - start
-    return took
+    start = time.perf_counter(); importlib.import_module(f'telemetry_loop.{name}').run()
+    return {name: time.perf_counter() - start}
 
 def lend():
     "What the peers take from ours: beliefs about clocks by day, and bots."
@@ -452,7 +450,8 @@ def compare(peer:str, asked=tuple(ANSWERS)):
 
 # one process each
 
-CHILDREN = dict(ours=ours, lend=lend, sql=sql, pandas=plain_pandas, compare_sql=lambda: compare('peer_sql'), compare_pandas=lambda: compare('peer_pandas'))
+STAGES = ('ingest', 'sessions', 'features')
+CHILDREN = {name: lambda name=name: stage(name) for name in STAGES} | dict(lend=lend, sql=sql, pandas=plain_pandas, compare_sql=lambda: compare('peer_sql'), compare_pandas=lambda: compare('peer_pandas'))
 
 def child(name:str, folder:Path)->dict: # seconds, cpu_s, gb, phases
     "Run one program to its end."
@@ -464,12 +463,17 @@ def child(name:str, folder:Path)->dict: # seconds, cpu_s, gb, phases
     if status: raise SystemExit(f'{name} ended with status {os.waitstatus_to_exitcode(status)}')
     return dict(seconds=time.perf_counter() - start, cpu_s=used.ru_utime + used.ru_stime, gb=used.ru_maxrss/1e6, phases=json.loads(said.splitlines()[-1]))
 
+def ours(folder:Path)->dict: # as `child`
+    "The stages one after another, each in a process of its own as `dvc repro` runs them."
+    each = [child(name, folder) for name in STAGES]
+    return dict(seconds=sum(e['seconds'] for e in each), cpu_s=sum(e['cpu_s'] for e in each), gb=max(e['gb'] for e in each), phases={k: v for e in each for k, v in e['phases'].items()}, stage_gb={n: e['gb'] for n, e in zip(STAGES, each)})
+
 def measure(base:Path, folder:Path, millions:float, peers:list)->dict:
     "Ours and the peers on a log of this length."
     n = copies(base, folder/'data', round(1e6*millions))
     shutil.copy(ROOT/'params.yaml', folder/'params.yaml')
     said = lambda name, r: print(f'{n:12,} lines  {name:8}{r["seconds"]:8.1f} s  {r["cpu_s"]:8.1f} cpu s  {n/r["seconds"]:10,.0f} events/s  {r["gb"]:5.2f} GB   ' + ', '.join(f'{k} {v:.1f}' for k, v in r['phases'].items()), flush=True)
-    found = {'lines': n, 'ours': child('ours', folder)}
+    found = {'lines': n, 'ours': ours(folder)}
     said('ours', found['ours']); child('lend', folder)
     for peer in peers:
         found[peer] = child(peer, folder)
