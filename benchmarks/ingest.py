@@ -487,7 +487,7 @@ def verdict(found:dict)->dict: # what -> (value, limit, whether larger is better
         out[f'{m:g} M, ours, peak GB'] = (f['ours']['gb'], LIMITS['gb'], False)
         if 'sql' in f: out[f'{m:g} M, ours / SQL, seconds'], out[f'{m:g} M, ours / SQL, cpu seconds'] = [(f['ours'][k]/f['sql'][k], LIMITS['sql'], False) for k in ('seconds', 'cpu_s')]
         if 'pandas' in f: out[f'{m:g} M, pandas / ours, seconds'], out[f'{m:g} M, pandas / ours, cpu seconds'] = [(f['pandas'][k]/f['ours'][k], LIMITS['pandas'], True) for k in ('seconds', 'cpu_s')]
-    if {10, 50} <= set(at): out['50 M / 10 M, ours, seconds'] = (at[50]['ours']['seconds']/at[10]['ours']['seconds'], LIMITS['growth'], False)
+    if {10, 50} <= set(at): out['50 M / 10 M, ours, seconds'], out['50 M / 10 M, ours, cpu seconds'] = [(at[50]['ours'][k]/at[10]['ours'][k], LIMITS['growth'], False) for k in ('seconds', 'cpu_s')]
     return out
 
 def main():
