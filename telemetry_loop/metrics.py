@@ -82,7 +82,7 @@ def top_k(
     "The first k items of each row, without those seen or not available."
     if k < 1: raise TelemetryError(f'k is {k}; a list needs at least one place; ask for 1 or more')
     cost, seen = -_comparable(scores).astype(float), np.asarray(seen, int)
-    if available is not None: cost[~np.broadcast_to(available, cost.shape)] = np.nan
+    if available is not None: cost[~np.broadcast_to(np.asarray(available, bool), cost.shape)] = np.nan
     i, j = np.nonzero(seen >= 0)
     cost[i, seen[i, j]] = np.nan                                       # NaN sorts last and is never below the edge
     last = min(k, cost.shape[1]) - 1
@@ -242,13 +242,14 @@ def _compare(values, rows:dict, user, groups:dict, users:dict, level:float, pool
     measured = sorted((g for g in groups if groups[g].value is not None), key=lambda g: -groups[g].value)
     nothing, pairs = Estimate(None, None, None, 0), list(combinations(measured, 2))
     if not pairs: return Parity(groups, None, None, nothing, nothing, ())
-    square = {g: len(rows[g])**2*np.nan_to_num(standard_error(values[rows[g]], user[rows[g]]))**2 for g in measured}
-    spread = pooled*sum(square.values())/sum(len(rows[g]) for g in measured) # variance a row brings to its group's mean
+    size, square = {g: len(rows[g]) for g in measured}, {g: np.nan_to_num(standard_error(values[rows[g]], user[rows[g]]))**2 for g in measured}
+    spread = pooled*sum(square[g]*size[g]**2 for g in measured)/sum(size.values()) # the variance of an average group's mean, times its rows
+    lacks = {g: max(0., spread/size[g] - square[g]) for g in measured}
     def between(high, low, log):
         a, b = values[rows[high]], values[rows[low]]
         by = (a.mean(), b.mean()) if log else (1., 1.)
         shift = np.r_[(a - a.mean())/len(a)/by[0], -(b - b.mean())/len(b)/by[1]]*(len(a) + len(b))
-        se = np.maximum(standard_error(shift, user[np.r_[rows[high], rows[low]]]), math.sqrt(spread*(1/len(a)/by[0]**2 + 1/len(b)/by[1]**2)))
+        se = math.sqrt(standard_error(shift, user[np.r_[rows[high], rows[low]]])**2 + lacks[high]/by[0]**2 + lacks[low]/by[1]**2)
         reach = se*student.ppf(1 - (1 - level)/len(pairs)/2, max(min(users[high], users[low]) - 1, 1))
         gap = math.log(b.mean()/a.mean()) if log else a.mean() - b.mean()
         found = [gap, gap - reach, gap + reach]
@@ -299,6 +300,10 @@ def _newest_last(histories:np.ndarray)->np.ndarray:
     "The gaps moved to the left."
     return np.take_along_axis(histories, np.argsort(histories >= 0, 1, kind='stable'), 1)
 
+def _within(name:str, value, most:float):
+    "Refuses a level that makes no sense."
+    if not 0 <= value <= most: raise TelemetryError(f'{name} is {value}; it must be {"0 or more" if math.isinf(most) else f"from 0 to {most:g}"}; correct the levels')
+
 def noisy(
     histories:np.ndarray,    # (n, l) item indices, newest last, padded with -1
     share:float,             # of the items that are replaced, 0 to 1
@@ -306,6 +311,7 @@ def noisy(
     n_items:int,             # size of the catalogue
 )->np.ndarray:               # (n, l)
     "A share of the items replaced by any item of the catalogue."
+    _within('share', share, 1)
     h = np.asarray(histories, int)
     return np.where((h >= 0) & (rng.random(h.shape) < share), rng.integers(0, n_items, h.shape), h)
 
@@ -315,6 +321,7 @@ def thinned(
     rng:np.random.Generator, # source of randomness
 )->np.ndarray:               # (n, l)
     "A share of the events lost."
+    _within('share', share, 1)
     h = np.asarray(histories, int)
     return _newest_last(np.where(rng.random(h.shape) < share, -1, h))
 
@@ -323,6 +330,7 @@ def cold(
     keep:int,             # newest items each person keeps; 0: nobody has a past
 )->np.ndarray:            # (n, l)
     "Everybody a newcomer: only the newest items."
+    _within('keep', keep, math.inf)
     h = _newest_last(np.asarray(histories, int))
     return np.where(np.arange(h.shape[1]) >= h.shape[1] - keep, h, -1)
 
@@ -333,6 +341,7 @@ def attacked(
     item:int,                # the pushed item
 )->np.ndarray:               # (n, l); where it is full the oldest items fall out
     "One item injected at random places of each history."
+    _within('copies', copies, math.inf)
     h = _newest_last(np.asarray(histories, int))
     n, l = h.shape
     first = l - (h >= 0).sum(1, keepdims=True)                         # a copy stands before, between or after the real items
