@@ -108,11 +108,13 @@ class EASE:
 class GapMarkov:
     "What comes after what, with distance discounted."
     def __init__(self, 
-        decay:float=.8,  # worth of one more step of distance
-        gaps:int=10,     # farthest distance that counts
-        power:float=.5,  # of a row's mass it is divided by: 0 counts, 1 probabilities
-    ): self.decay, self.gaps, self.power = decay, gaps, power
-    def fit(self, sequences:list, n_items:int): # int arrays, oldest first; size of the catalogue
+        decay:float=.8,   # worth of one more step of distance
+        gaps:int=10,      # farthest distance that counts
+        power:float=.5,   # of a row's mass it is divided by: 0 counts, 1 probabilities
+        fresh:float=None, # worth of one item further back in the history that is asked about; None: as `decay`
+        rare:float=0.,    # of a column's mass it is divided by: above 0 favours what few reach
+    ): self.decay, self.gaps, self.power, self.fresh, self.rare = decay, int(gaps), power, decay if fresh is None else fresh, rare
+    def fit(self, sequences, n_items:int): # int arrays, oldest first; size of the catalogue
         "Count transitions at every distance."
         flat = np.concatenate([np.asarray(s, np.int64) for s in sequences] or [np.zeros(0, np.int64)])
         who = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
@@ -121,28 +123,38 @@ class GapMarkov:
             same = who[gap:] == who[:-gap]
             a.append(flat[:-gap][same]); b.append(flat[gap:][same]); w.append(np.full(int(same.sum()), self.decay**gap))
         follows = pairs_matrix(a, b, w, (n_items, n_items))
-        mass = np.asarray(follows.sum(1)).ravel()
-        self.follows = (sparse.diags(np.where(mass > 0, mass, 1.)**-self.power) @ follows).tocsr()
-        counts = popularity(sequences, n_items)
-        self.rest, self.share = tie_break(counts), ((counts + .5)/(counts + .5).sum()).astype(np.float32)
+        return self._with(follows, popularity(sequences, n_items))
+    def _with(self, follows, counts): # transitions as counted, interactions per item
+        row, column = [np.asarray(follows.sum(axis)).ravel() for axis in (1, 0)]
+        scale = lambda mass, power: sparse.diags(np.where(mass > 0, mass, 1.)**-power)
+        self.follows = (scale(row, self.power) @ follows @ scale(column, self.rare)).astype(np.float32).tocsr()
+        return self._known(counts)
+    def _known(self, counts):
+        self.counts, self.rest, self.share = counts, tie_break(counts), ((counts + .5)/(counts + .5).sum()).astype(np.float32)
         return self
+    @classmethod
+    def of(cls, data, indices, indptr, counts, *settings): # parts of `follows`; interactions per item; decay, gaps, power, fresh, rare
+        "A fitted chain from its parts."
+        chain = cls(*settings)
+        chain.follows = sparse.csr_matrix((data, indices, indptr), shape=(len(counts), len(counts)))
+        return chain._known(counts)
     def _evidence(self, histories): # (n, n_items), zero where nothing newer was ever followed by the item
-        i, item, w = recent(histories, self.gaps, lambda gap: self.decay**gap)
-        return (sparse.csr_matrix((w, (i, item)), shape=(len(histories), len(self.rest))) @ self.follows).toarray()
+        i, item, w = recent(histories, self.gaps, lambda gap: self.fresh**gap)
+        return (sparse.csr_matrix((w.astype(np.float32), (i, item)), shape=(len(histories), len(self.rest))) @ self.follows).toarray()
     def score(self, histories:np.ndarray)->np.ndarray: # (n, l) indices padded left with -1 -> (n, n_items)
         "Discounted transitions from the newest items; popularity only where there are none."
         return self._evidence(histories) + self.rest
     def log_probability(self, histories:np.ndarray, floor:float=.01)->np.ndarray: # (n, l) as above; share kept for popularity -> (n, n_items) float32
         "The same evidence as a distribution over the catalogue: what a network's log-probabilities can be blended with."
-        found = self._evidence(histories).astype(np.float32)
+        found = self._evidence(histories)
         mass = found.sum(1, keepdims=True)
-        found *= (1 - floor)/np.where(mass > 0, mass, 1)
+        found *= np.where(mass > 0, (1 - floor)/np.where(mass > 0, mass, 1), 0).astype(np.float32)
         found += np.where(mass > 0, floor, 1).astype(np.float32)*self.share
         return np.log(found, out=found)
 
 # %% ../nbs/31_baselines.ipynb #3dc2c5cf
 GRIDS = {'most_popular': (MostPopular, [{}]), 'item_knn': (ItemKNN, [dict(neighbours=k) for k in (20, 100, 500)]),
-         'ease': (EASE, [dict(l2=l) for l in (50., 500.)]), 'gap_markov': (GapMarkov, [dict(decay=d, power=p) for d in (.6, .7, .8) for p in (.5, .75, 1.)])}
+         'ease': (EASE, [dict(l2=l) for l in (50., 500.)]), 'gap_markov': (GapMarkov, [dict(fresh=f, power=p, rare=r) for f in (.5, .6, .7) for p in (.5, .75) for r in (0., .15)])}
 
 def tuned(
     name:str,       # of a model in GRIDS

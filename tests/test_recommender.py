@@ -1,0 +1,89 @@
+"A bundle is whole, says what it is, and answers the same wherever it is asked."
+import json, time
+from dataclasses import asdict
+import numpy as np, pytest, torch
+from telemetry_loop.baselines import GapMarkov
+from telemetry_loop.config import TelemetryError, folder_digest
+from telemetry_loop.fit import Targets, TrainConfig, fit, rank_targets
+from telemetry_loop.metrics import ndcg
+from telemetry_loop.recommender import FILES, Blend, Recommender, blend_weight
+
+CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3)
+N = 12
+START = np.random.default_rng(3).integers(0, N, 60)
+CYCLE = [(np.arange(8) + s) % N for s in START]                        # 0 -> 1 -> 2 ..
+ASK = Targets([(np.arange(3) + s) % N for s in range(N)], (np.arange(N) + 3) % N, np.arange(N), None, None)
+
+@pytest.fixture(scope='module')
+def blend(): return Blend(fit(CYCLE, N, np.arange(N) % 2, CFG, 5, 1, ASK).model, GapMarkov().fit(CYCLE, N), .4)
+
+def recommender(blend, **facts): return Recommender(blend, np.array([f'i{i}' for i in range(N)]), asdict(CFG), {'seed': 5, 'threads': 1} | facts)
+
+def test_weights_are_judged_as_the_blend_would_rank(blend):
+    asked = Targets([h[:2] for h in ASK.history], (ASK.item + 2) % N, ASK.user, None, None) # not what comes next: weights differ
+    found = blend_weight(blend, asked)
+    assert len(found) == 11 and len(set(found.values())) > 1
+    for w in (0., .3, 1.): assert found[w] == pytest.approx(ndcg(rank_targets(Blend(blend.model, blend.markov, w).score, asked)).mean())
+
+def test_same_bytes_twice(blend, tmp_path):
+    for name in 'ab': recommender(blend).save(tmp_path/name); time.sleep(.01)
+    assert folder_digest(tmp_path/'a') == folder_digest(tmp_path/'b')
+
+def test_weights_that_are_no_numbers_are_refused(blend):
+    bad = fit(CYCLE, N, np.arange(N) % 2, CFG, 5, 1, ASK).model
+    with torch.no_grad(): bad.item.weight[3, 0] = torch.nan
+    with pytest.raises(TelemetryError, match='item.weight .* no numbers'): recommender(Blend(bad, blend.markov, .4))
+
+# --- the bundle
+
+def test_bundle_round_trip(blend, tmp_path):
+    rec = recommender(blend, metrics={'x': 1}); rec.save(tmp_path/'b'); back = Recommender.load(tmp_path/'b')
+    h, c = np.array([['', 'i1', 'i2']]), np.array([rec.items])
+    assert back.version == rec.version and len(back.version) == 12 and back.facts['metrics'] == {'x': 1}
+    assert np.array_equal(back.scores(h, c), rec.scores(h, c)) and sorted(p.name for p in tmp_path.iterdir()) == ['b']
+
+def test_version_follows_the_content(blend):
+    rec = recommender(blend)
+    assert recommender(blend, seed=99).version == rec.version
+    assert Recommender(blend, np.array([f'j{i}' for i in range(N)]), asdict(CFG), {'threads': 1}).version != rec.version
+
+@pytest.mark.parametrize('name', FILES)
+def test_altered_or_missing_files_are_refused(blend, tmp_path, name):
+    recommender(blend).save(tmp_path/'b'); file = tmp_path/'b'/name
+    data = bytearray(file.read_bytes()); data[len(data)//2] ^= 1; file.write_bytes(bytes(data))
+    with pytest.raises(TelemetryError, match=f'{name} has digest .* altered'): Recommender.load(tmp_path/'b')
+    file.unlink()
+    with pytest.raises(TelemetryError, match=f'{name} is missing'): Recommender.load(tmp_path/'b')
+
+def test_altered_facts_are_refused(blend, tmp_path):
+    recommender(blend).save(tmp_path/'b'); file = tmp_path/'b'/'bundle.json'; facts = json.loads(file.read_text())
+    file.write_text(json.dumps(facts | {'params': facts['params'] | {'heads': 4}}))
+    with pytest.raises(TelemetryError, match='its contents are .* altered'): Recommender.load(tmp_path/'b')
+    file.write_text('{}')
+    with pytest.raises(TelemetryError, match="has no 'params'"): Recommender.load(tmp_path/'b')
+    with pytest.raises(TelemetryError, match='is not there'): Recommender.load(tmp_path/'nowhere')
+
+def test_scores_are_log_probabilities_whatever_the_company(blend):
+    rec, rng = recommender(blend), np.random.default_rng(0)
+    history = np.array([['']*(7-n) + [f'i{i}' for i in rng.integers(0, N, n)] for n in rng.integers(0, 8, 200)])
+    everything = np.tile(rec.items, (200, 1))
+    together = rec.scores(history, everything)
+    assert together.dtype == np.float64 and np.allclose(np.exp(together).sum(1), 1, atol=1e-5)
+    alone = np.concatenate([rec.scores(history[i:i+1], everything[i:i+1]) for i in range(200)])
+    assert np.abs(together - alone).max() < 1e-5 and np.abs(together - rec.scores(history, everything, cells=1)).max() < 1e-5
+    assert np.array_equal(together[:, [3, 1]], rec.scores(history, everything[:, [3, 1]]))
+
+def test_unknown_ids(blend):
+    rec = recommender(blend)
+    s = rec.scores(np.array([['i1', 'i2', '']  , ['i1', '?', 'i2']]), np.array([['i3', '?', ''], ['i3', 'i4', '?']]))
+    assert np.isnan(s).tolist() == [[False, True, True], [False, False, True]] and s[0, 0] == pytest.approx(s[1, 0], abs=1e-5)
+
+def test_recommend(blend):
+    rec = recommender(blend)
+    assert rec.recommend(['i3', 'i4'], 1) == ['i5'] and not set(rec.recommend(['i3', 'i4'], 50)) & {'i3', 'i4'}
+    assert len(rec.recommend(['i3'], 50)) == N - 1 and len(rec.recommend(['i3'], 50, exclude_seen=False)) == N and len(rec.recommend([], 4)) == 4
+    with pytest.raises(TelemetryError, match='k is 0'): rec.recommend(['i3'], 0)
+
+def test_duplicate_vocabulary_is_refused(blend):
+    with pytest.raises(TelemetryError, match="'a' stands twice"): Recommender(blend, np.array(['a']*N), asdict(CFG), {})
+
