@@ -95,14 +95,29 @@ class EASE:
         inverse = np.tril(inverse) + np.tril(inverse, -1).T
         self.weight = inverse/-np.diag(inverse)
         self.weight[np.diag_indices(n_items)] = 0
-        self.rest = tie_break(popularity(sequences, n_items))
+        self.counts = popularity(sequences, n_items)
+        self.rest = tie_break(self.counts)
         return self
     def score(self, histories:np.ndarray)->np.ndarray: # (n, l) indices padded left with -1 -> (n, n_items)
         "What the whole history stands in for."
         i, item, w = recent(histories, np.shape(histories)[1], lambda gap: np.ones(len(gap)))
         seen = sparse.csr_matrix((w, (i, item)), shape=(len(histories), len(self.rest)), dtype=np.float32)
         seen.data[:] = 1
-        return seen @ self.weight + self.rest
+        found = seen @ self.weight
+        return (found.toarray() if sparse.issparse(found) else found) + self.rest
+    def lean(self, keep:int=300): # weights an item keeps, the largest either way
+        "The same model in little memory, for a bundle."
+        small, keep = EASE(self.l2, self.most), min(keep, len(self.rest))
+        near = np.sort(np.argpartition(-np.abs(self.weight), keep - 1, axis=1)[:, :keep], axis=1)
+        return small._from(np.take_along_axis(self.weight, near, 1).ravel(), near.ravel(), np.arange(0, near.size + 1, keep), self.counts)
+    def _from(self, data, indices, indptr, counts):
+        self.weight = sparse.csr_matrix((data, indices, indptr), shape=(len(counts), len(counts)))
+        self.counts, self.rest = counts, tie_break(counts)
+        return self
+    @classmethod
+    def of(cls, data, indices, indptr, counts): # parts of `weight`; interactions per item
+        "A fitted lean model from its parts."
+        return cls()._from(data, indices, indptr, counts)
 
 # %% ../nbs/31_baselines.ipynb #455ea71e
 class GapMarkov:

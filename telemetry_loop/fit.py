@@ -188,7 +188,7 @@ class Learner:
         for o in self.optimisers: o.step()
         self.steps += 1
         if not self.cfg.average or self.steps % 4 == 0: # the average may lag a little; touching every weight each time would not pay
-            keep = min(self.cfg.average**4, self.steps/(10 + self.steps)) if self.cfg.average else 0.
+            keep = min(self.cfg.average, (1 + self.steps)/(10 + self.steps))**4 if self.cfg.average else 0. # at first over the last tenth of the steps
             with torch.no_grad(): torch._foreach_lerp_(list(self.mean.values()), list(self.model.state_dict().values()), 1 - keep)
         return float(loss.detach()) if len(mine) else 0.
     def averaged(self)->SequenceModel:

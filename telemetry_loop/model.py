@@ -82,6 +82,8 @@ class SequenceModel(nn.Module):
         for name, p in self.named_parameters():
             if p.ndim > 1: nn.init.normal_(p, std=.02)
             elif name.endswith('bias'): nn.init.zeros_(p)
+        for block in self.blocks:
+            for gate in (block.gate1, block.gate2): nn.init.zeros_(gate.weight); nn.init.constant_(gate.bias, 3.) # open at first: a small log has no say in closing them
     def table(self)->torch.Tensor: # (n_items, dim)
         "What every item is worth as an answer."
         return self.item.weight + self.kind(self.category)

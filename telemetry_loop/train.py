@@ -14,7 +14,7 @@ from .config import TelemetryError, RunConfig, load_params, write_json, file_dig
 from .metrics import ndcg, summarise, paired
 from .baselines import EASE, GRIDS, GapMarkov, MostPopular, tuned
 from .fit import Fitted, Targets, TrainConfig, fit, network_scores, rank, rank_targets, targets_as_of
-from .recommender import Blend, Recommender, blend_weight
+from .recommender import Blend, Recommender, blend_weights
 
 # %% ../nbs/35_train.ipynb #ad2dd71c
 def learn(
@@ -35,10 +35,9 @@ def learn(
         if name == 'ease' and n_items > EASE().most: continue
         simple[name], chosen[name] = tuned(name, sequences, n_items, judge)
     fitted = fit(sequences, n_items, category, cfg, seed, threads, valid if len(valid) else None, epochs, keep)
-    blend = Blend(fitted.model, simple['gap_markov'], 1.)
-    found = blend_weight(blend, some) if len(some) else {.5: None}
-    blend.weight = max(found, key=found.get) if len(some) else .5
-    return blend, simple, fitted, chosen | {'blend': {'weight': blend.weight}}
+    blend = Blend(fitted.model, simple['gap_markov'], simple['ease'].lean() if 'ease' in simple else None, .5, 0.)
+    if len(some): blend.weight, blend.linear = max(found := blend_weights(blend, some), key=found.get)
+    return blend, simple, fitted, chosen | {'blend': {'weight': blend.weight, 'linear': blend.linear}}
 
 def refit(
     sequences,            # with what validation held back
@@ -49,7 +48,8 @@ def refit(
 )->Blend:                 # the recommender as it would be released
     "Learn again, as before, from all that is known by now."
     again = fit(sequences, n_items, category, cfg, seed, threads, None, fitted.epochs, keep)
-    return Blend(again.model, GapMarkov(**chosen['gap_markov']).fit(sequences, n_items), chosen['blend']['weight'])
+    ease = EASE(**chosen['ease']).fit(sequences, n_items).lean() if 'ease' in chosen else None
+    return Blend(again.model, GapMarkov(**chosen['gap_markov']).fit(sequences, n_items), ease, **chosen['blend'])
 
 # %% ../nbs/35_train.ipynb #dc1aab7c
 def compare(ranks:dict, user:np.ndarray)->tuple: # ranks: name -> (n,), `sequence` among them -> (models, differences) as plain values

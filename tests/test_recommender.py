@@ -2,11 +2,11 @@
 import json, time
 from dataclasses import asdict
 import numpy as np, pytest, torch
-from telemetry_loop.baselines import GapMarkov
+from telemetry_loop.baselines import EASE, GapMarkov
 from telemetry_loop.config import TelemetryError, folder_digest
 from telemetry_loop.fit import Targets, TrainConfig, fit, rank_targets
 from telemetry_loop.metrics import ndcg
-from telemetry_loop.recommender import FILES, Blend, Recommender, blend_weight
+from telemetry_loop.recommender import FILES, Blend, Recommender, blend_weights
 
 CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3)
 N = 12
@@ -15,15 +15,21 @@ CYCLE = [(np.arange(8) + s) % N for s in START]                        # 0 -> 1 
 ASK = Targets([(np.arange(3) + s) % N for s in range(N)], (np.arange(N) + 3) % N, np.arange(N), None, None)
 
 @pytest.fixture(scope='module')
-def blend(): return Blend(fit(CYCLE, N, np.arange(N) % 2, CFG, 5, 1, ASK).model, GapMarkov().fit(CYCLE, N), .4)
+def blend(): return Blend(fit(CYCLE, N, np.arange(N) % 2, CFG, 5, 1, ASK).model, GapMarkov().fit(CYCLE, N), EASE().fit(CYCLE, N).lean(), .4, 3.)
 
 def recommender(blend, **facts): return Recommender(blend, np.array([f'i{i}' for i in range(N)]), asdict(CFG), {'seed': 5, 'threads': 1} | facts)
 
 def test_weights_are_judged_as_the_blend_would_rank(blend):
     asked = Targets([h[:2] for h in ASK.history], (ASK.item + 2) % N, ASK.user, None, None) # not what comes next: weights differ
-    found = blend_weight(blend, asked)
-    assert len(found) == 11 and len(set(found.values())) > 1
-    for w in (0., .3, 1.): assert found[w] == pytest.approx(ndcg(rank_targets(Blend(blend.model, blend.markov, w).score, asked)).mean())
+    found = blend_weights(blend, asked)
+    assert len(found) == 40 and len(set(found.values())) > 1
+    for pair in ((0., 0.), (.3, 10.), (1., 3.)): assert found[pair] == pytest.approx(ndcg(rank_targets(Blend(blend.model, blend.markov, blend.ease, *pair).score, asked)).mean())
+
+def test_without_a_linear_model_there_is_one_weight(blend, tmp_path):
+    two = Blend(blend.model, blend.markov, None, .4, 0.)
+    assert all(v == 0 for _, v in blend_weights(two, ASK)) and np.array_equal(two.score(np.array([[1, 2]])), Blend(blend.model, blend.markov, blend.ease, .4, 0.).score(np.array([[1, 2]])))
+    recommender(two).save(tmp_path/'b')
+    assert Recommender.load(tmp_path/'b').recommend(['i3', 'i4'], 3) == recommender(two).recommend(['i3', 'i4'], 3)
 
 def test_same_bytes_twice(blend, tmp_path):
     for name in 'ab': recommender(blend).save(tmp_path/name); time.sleep(.01)
@@ -32,7 +38,7 @@ def test_same_bytes_twice(blend, tmp_path):
 def test_weights_that_are_no_numbers_are_refused(blend):
     bad = fit(CYCLE, N, np.arange(N) % 2, CFG, 5, 1, ASK).model
     with torch.no_grad(): bad.item.weight[3, 0] = torch.nan
-    with pytest.raises(TelemetryError, match='item.weight .* no numbers'): recommender(Blend(bad, blend.markov, .4))
+    with pytest.raises(TelemetryError, match='item.weight .* no numbers'): recommender(Blend(bad, blend.markov, blend.ease, .4, 3.))
 
 # --- the bundle
 
