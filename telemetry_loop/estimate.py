@@ -9,7 +9,7 @@ __all__ = ['Estimate', 'count', 'standard_error', 'wald', 'mean', 'Verdict', 'Cr
 from dataclasses import dataclass, asdict
 import math
 import numpy as np, pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtri # scipy.stats takes a second to import
 from .config import TelemetryError
 
 # %% ../nbs/02_estimate.ipynb #c026c518
@@ -49,7 +49,7 @@ def standard_error(
 
 def wald(value:float, se:float, n:int, level:float=.95)->Estimate:
     "The normal interval around a value."
-    z = norm.ppf((1+level)/2)
+    z = float(ndtri((1+level)/2))
     return Estimate(value, value - z*se, value + z*se, n) if math.isfinite(se) else Estimate(value, None, None, n)
 
 def mean(

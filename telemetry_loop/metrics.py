@@ -13,7 +13,7 @@ from itertools import combinations
 import math
 import numpy as np
 from scipy import sparse
-from scipy.stats import t as student
+from scipy.special import stdtrit # scipy.stats takes a second to import
 from .config import TelemetryError
 from .estimate import Estimate, mean, standard_error
 
@@ -250,7 +250,7 @@ def _compare(values, rows:dict, user, groups:dict, users:dict, level:float, pool
         by = (a.mean(), b.mean()) if log else (1., 1.)
         shift = np.r_[(a - a.mean())/len(a)/by[0], -(b - b.mean())/len(b)/by[1]]*(len(a) + len(b))
         se = math.sqrt(standard_error(shift, user[np.r_[rows[high], rows[low]]])**2 + lacks[high]/by[0]**2 + lacks[low]/by[1]**2)
-        reach = se*student.ppf(1 - (1 - level)/len(pairs)/2, max(min(users[high], users[low]) - 1, 1))
+        reach = se*stdtrit(max(min(users[high], users[low]) - 1, 1), 1 - (1 - level)/len(pairs)/2)
         gap = math.log(b.mean()/a.mean()) if log else a.mean() - b.mean()
         found = [gap, gap - reach, gap + reach]
         return Estimate(*(np.exp(found) if log else found), len(a) + len(b)) if math.isfinite(se) else Estimate(None, None, None, len(a) + len(b))

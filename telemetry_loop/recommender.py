@@ -11,7 +11,7 @@ import hashlib,io,json,os,shutil,tempfile
 import numpy as np, pandas as pd
 from scipy import sparse
 from .config import TelemetryError, read_json, write_json, file_digest
-from .metrics import rank_of_target, ndcg
+from .metrics import rank_of_target, ndcg, top_k
 from .baselines import EASE, GapMarkov
 from .model import SequenceModel, Shape, left_aligned
 from .fit import Targets, pad_left
@@ -26,11 +26,13 @@ class Blend:
         ease:EASE|None,      # the linear model, lean; None where the catalogue is too large for it
         weight:float,        # of the network's log-probability; 1: no counts
         linear:float,        # of the linear model's score; 0: without it
-    ): self.model, self.markov, self.ease, self.weight, self.linear = model.eval(), markov, ease, weight, linear
+    ):
+        self.model, self.markov, self.ease, self.weight, self.linear = model.eval(), markov, ease, weight, linear
+        self.answers = model.table().detach().T.contiguous()
     def parts(self, histories:np.ndarray)->list: # (n, l) indices, -1 skipped -> log-probabilities of network and counts, score of the linear model: (n, N) float32 each
         "What each of them says."
         with torch.inference_mode():
-            logits = self.model.last(torch.from_numpy(left_aligned(histories, self.model.shape.length))) @ self.model.table().T
+            logits = self.model.last(torch.from_numpy(left_aligned(histories, self.model.shape.length))) @ self.answers
             network = torch.log_softmax(logits, 1).numpy()
         return [network, self.markov.log_probability(histories), self.ease.score(histories).astype(np.float32) if self.ease else np.zeros_like(network)]
     def score(self, histories:np.ndarray)->np.ndarray: # (n, l) indices, -1 skipped -> (n, N) float32, higher is better
@@ -47,7 +49,7 @@ def blend_weights(
     rows:int=256,     # asked at once
 )->dict:              # (weight, linear) -> NDCG@10
     "How well each pair of weights ranks the validation targets."
-    total = {(w, v): 0. for w in (0., .2, .3, .4, .5, .6, .8, 1.) for v in ((0., 1., 3., 10., 20.) if blend.ease else (0.,))}
+    total = {(w, v): 0. for w in (0., .2, .3, .4, .5, .6, .8, 1.) for v in ((0., 1., 3., 10., 20., 40.) if blend.ease else (0.,))}
     for start in range(0, len(valid), rows):
         part = valid.take(np.arange(start, min(start + rows, len(valid))))
         seen, there = pad_left(part.history), None if part.available is None else ~(part.available[None] > part.time[:, None])
@@ -130,6 +132,12 @@ class Recommender:
         "Item ids as catalogue indices."
         ids = np.asarray(ids, str)
         return self._index.get_indexer(ids.ravel().astype(object)).reshape(ids.shape)
+    def _batches(self, read:np.ndarray, cells:int): # (n, l) indices -> row numbers, like lengths together, short ones in larger batches
+        size = np.minimum((read >= 0).sum(1), self.model.shape.length)
+        order, start = np.argsort(size, kind='stable'), 0
+        while start < len(order):
+            step = max(16, cells//(len(self.items) + 8*self.model.shape.dim*(int(size[order[start]]) + 4)))
+            yield order[start:start+step]; start += step
     def scores(self,
         history:np.ndarray,    # (n, l) str, oldest first, '' fills; unknown ids are ignored
         candidates:np.ndarray, # (n, m) str
@@ -137,15 +145,11 @@ class Recommender:
     )->np.ndarray:             # (n, m) float64; NaN for candidates outside the vocabulary
         "log P(next item) over the whole catalogue, at the candidates."
         read, ask = self.indices(history), self.indices(candidates)
-        size = np.minimum((read >= 0).sum(1), self.model.shape.length)
-        out, order, start = np.full(ask.shape, np.nan), np.argsort(size, kind='stable'), 0
-        with torch.inference_mode():
-            while start < len(order):                        # like lengths together, short ones in larger batches
-                step = max(16, cells//(len(self.items) + 8*self.model.shape.dim*(int(size[order[start]]) + 4)))
-                rows = order[start:start+step]; start += step
-                score = torch.from_numpy(self.blend.score(read[rows]))
-                found = score.gather(1, torch.from_numpy(ask[rows].clip(0))) - torch.logsumexp(score, 1, keepdim=True)
-                out[rows] = np.where(ask[rows] >= 0, found.double().numpy(), np.nan)
+        out = np.full(ask.shape, np.nan)
+        for rows in self._batches(read, cells):
+            score = torch.from_numpy(self.blend.score(read[rows]))
+            found = score.gather(1, torch.from_numpy(ask[rows].clip(0))) - torch.logsumexp(score, 1, keepdim=True)
+            out[rows] = np.where(ask[rows] >= 0, found.double().numpy(), np.nan)
         return out
     def recommend(self,
         history:list,           # item ids, oldest first; unknown ones are ignored
@@ -153,9 +157,17 @@ class Recommender:
         exclude_seen:bool=True, # leave out what is in the history
     )->list:                    # item ids, best first
         "The k most likely next items."
+        return self.recommend_all([history], k, exclude_seen)[0]
+    def recommend_all(self,
+        histories:list,         # of lists as above
+        k:int,                  # how many for each
+        exclude_seen:bool=True, # leave out what is in the history
+        cells:int=2**21,        # values held at once
+    )->list:                    # of lists of item ids, best first
+        "The k most likely next items of many people."
         if k < 1: raise TelemetryError(f'k is {k}; a list holds at least 1 item; ask for 1 or more')
-        read = self.indices(np.array([list(history)], str))
-        score = self.blend.score(read)[0]
-        if exclude_seen: score[read[read >= 0]] = -np.inf
-        order = np.argsort(-score, kind='stable')[:k]
-        return self.items[order[np.isfinite(score[order])]].tolist()
+        flat = self._index.get_indexer(np.array([i for h in histories for i in h], object))
+        read = pad_left(np.split(flat, np.cumsum([len(h) for h in histories])[:-1]))
+        best = np.full((len(histories), min(k, len(self.items))), -1)
+        for rows in self._batches(read, cells): best[rows] = top_k(self.blend.score(read[rows]), best.shape[1], read[rows] if exclude_seen else np.full((len(rows), 1), -1))
+        return [self.items[row[row >= 0]].tolist() for row in best]
