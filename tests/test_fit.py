@@ -10,7 +10,7 @@ from telemetry_loop.config import TelemetryError
 from telemetry_loop.metrics import ndcg
 from telemetry_loop.fit import Learner, Sequences, Targets, TrainConfig, fit, gathered, length_batches, network_scores, rank_targets, targets_as_of, windows
 
-CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3)
+CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts', 'linear'])
 N = 12
 START = np.random.default_rng(3).integers(0, N, 60)
 CYCLE = [(np.arange(8) + s) % N for s in START]                        # 0 -> 1 -> 2 ..
@@ -121,7 +121,7 @@ import sys, numpy as np, torch
 from torch import distributed
 sys.path[:0] = [{root!r}, {here!r}]
 from test_fit import *
-found = fit(CYCLE, N, np.arange(N) % 2, replace(CFG, dropout=0., full_softmax={full}, epochs=4), 5, 1, ASK)
+found = fit(CYCLE, N, np.arange(N) % 2, replace(CFG, dropout=0., half='no', full_softmax={full}, epochs=4), 5, 1, ASK)
 if distributed.get_rank() == 0: torch.save(found.model.state_dict(), {to!r})
 """
 
@@ -131,7 +131,7 @@ def test_two_processes_learn_what_one_does(tmp_path, full_softmax):
     (tmp_path/'two.py').write_text(TWO.format(root=str(here.parent), here=str(here), full=full_softmax, to=str(tmp_path/'two.pt')))
     run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', tmp_path/'two.py'], capture_output=True, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
     assert run.returncode == 0, run.stderr[-2000:]
-    one, two = fit(CYCLE, N, np.arange(N) % 2, replace(CFG, dropout=0., full_softmax=full_softmax, epochs=4), 5, 1, ASK).model.state_dict(), torch.load(tmp_path/'two.pt', weights_only=True)
+    one, two = fit(CYCLE, N, np.arange(N) % 2, replace(CFG, dropout=0., half='no', full_softmax=full_softmax, epochs=4), 5, 1, ASK).model.state_dict(), torch.load(tmp_path/'two.pt', weights_only=True)
     assert max((one[k] - two[k]).abs().max() for k in one) < 2e-3
 
 def test_sampled_negatives_learn_the_cycle_too():

@@ -8,7 +8,7 @@ from telemetry_loop.fit import Targets, TrainConfig, fit, rank_targets
 from telemetry_loop.metrics import ndcg
 from telemetry_loop.recommender import FILES, Blend, Recommender, blend_weights
 
-CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3)
+CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts', 'linear'])
 N = 12
 START = np.random.default_rng(3).integers(0, N, 60)
 CYCLE = [(np.arange(8) + s) % N for s in START]                        # 0 -> 1 -> 2 ..

@@ -100,7 +100,8 @@ def params_are_config_fields(root):
     for section, values in sections.items():
         name = 'config' if section == 'run' else section
         if name not in trees: found.append(f'params.yaml has the section {section!r}, which has no module'); continue
-        own = [c for c in trees[name].body if isinstance(c, ast.ClassDef) and c.name.lower() == f'{section.replace("_", "")}config']
+        used = {a.name for n in trees[name].body if isinstance(n, ast.ImportFrom) for a in n.names} # a stage may take its values' names from a lower chapter
+        own = [c for n, c in classes.items() if n.lower() == f'{section.replace("_", "")}config' and (c in trees[name].body or n in used)]
         if not own: found.append(f'{name}.py has no class {section.title()}Config for the section {section!r}'); continue
         compare(section, values or {}, own[0])
     for name, t in trees.items():
