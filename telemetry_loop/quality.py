@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['K', 'HISTORY', 'POPULARITY', 'NAMES', 'ATTRIBUTES', 'VERDICTS', 'OURS', 'THEIRS', 'SURE', 'WORSE', 'LISTS', 'SPOILED',
            'QualityConfig', 'history_bands', 'popularity_bands', 'largest', 'attribute_of', 'together', 'of_groups',
-           'lists_of', 'quality', 'called', 'in_order', 'is_better', 'for_whom', 'which_part', 'plot_lists',
-           'plot_groups', 'plot_exposure', 'plot_robustness', 'plot_ablations']
+           'lists_of', 'quality', 'called', 'attributes', 'in_order', 'is_better', 'for_whom', 'what_lists',
+           'which_part', 'plot_lists', 'plot_groups', 'plot_exposure', 'plot_robustness', 'plot_ablations']
 
 # %% ../nbs/36_quality.ipynb #4512c06b
 from dataclasses import dataclass, replace
@@ -81,7 +81,7 @@ def of_groups(
     min_users:int,     # fewer are not measured
 )->dict:               # models, gain, parity as plain values
     "NDCG@10 of each group, what the recommender adds there, and its largest gap between groups."
-    each = {name: ndcg(r, K) for name, r in ranks.items()}
+    each, group = {name: ndcg(r, K) for name, r in ranks.items()}, {'group': np.asarray(group)} # a column, as fairlearn refuses a bare array of one row
     ours = next(iter(each))
     gain = together(by_group(each[ours] - each[rival], group, min_users, user)) if rival else {}
     return {'models': {name: _plain(by_group(x, group, min_users, user)) for name, x in each.items()}, 'gain': _plain(gain), 'parity': _plain_parity(parity(each[ours], group, min_users, user))}
@@ -121,6 +121,7 @@ def quality(
     if not models: raise TelemetryError('models is empty; the recommender comes first, then what it must beat; hand in at least one')
     if lacks := [name for name in models if name not in ranks or len(ranks[name]) != n]: raise TelemetryError(f'model {lacks[0]!r} has no {n} ranks; every model needs the rank of each target; rank them all on the same questions')
     if len(category) != len(popularity): raise TelemetryError(f'{len(category)} categories for {len(popularity)} items; every item needs one label; name the unknown ones')
+    if bad := [(kind, x) for kind, levels in cfg.levels.items() for x in levels if isinstance(x, bool) or not isinstance(x, int if kind in ('cold', 'attacked') else (int, float))]: raise TelemetryError(f'quality.levels.{bad[0][0]} has {bad[0][1]!r}; shares are numbers from 0 to 1, counts whole numbers; correct it in params.yaml')
     labels = largest(category, cfg.categories)
     named = {'history': history_bands([len(h) for h in test.history]), 'popularity': popularity_bands(popularity)[test.item], 'category': labels[test.item]}
     for name, of in (groups or {}).items():
@@ -152,6 +153,10 @@ def called(model:str)->str:
     "What a reader calls a model."
     return NAMES.get(model, model.replace('_', ' '))
 
+def attributes(quality:dict)->list: # `quality` of metrics/train.json -> (name in it, what a reader calls it)
+    "The attributes by which groups are told apart: those of choices, then those of people."
+    return [(name, ATTRIBUTES.get(name, name.replace('_', ' '))) for name in sorted(quality['groups'], key=lambda name: (list(ATTRIBUTES) + [name]).index(name))]
+
 def in_order(groups)->list:
     "Groups as one would count them."
     known = HISTORY + POPULARITY
@@ -179,9 +184,17 @@ def is_better(train:dict)->str: # content of metrics/train.json
 
 def for_whom(quality:dict)->str: # `quality` of metrics/train.json
     "Where it is surely better, and where worse."
-    found = {side: [f'{_listed(g)} ({ATTRIBUTES.get(name, name)})' for name, of in quality['groups'].items() if (g := [x for x in in_order(of['gain']) if _sure(of['gain'][x], side)])] for side in (1, -1)}
-    better = f'Surely better than {called(quality["rival"])} for {"; ".join(found[1])}.' if found[1] else 'For no group told apart here is it surely better.'
-    return f'{better} ' + (f'**Surely worse for {"; ".join(found[-1])}.**' if found[-1] else 'For none is it surely worse.')
+    if not quality['rival']: return 'There is nothing to compare with.'
+    of = lambda name, side: in_order(g for g, e in quality['groups'][name]['gain'].items() if _sure(e, side))
+    found = {side: [f'{_listed(g)} (*{words}*)' for name, words in attributes(quality) if (g := of(name, side))] for side in (1, -1)}
+    better = f'Surely better than {called(quality["rival"])} in these groups: {"; ".join(found[1])}.' if found[1] else 'For no group told apart here is it surely better.'
+    return f'{better} ' + (f'**Surely worse** in these: {"; ".join(found[-1])}.' if found[-1] else 'For none is it surely worse.')
+
+def what_lists(quality:dict)->str: # `quality` of metrics/train.json
+    "How narrow the lists are."
+    reach, lift = ({m: quality['lists'][m][f'{name}@{K}']['value'] for m in (quality['ours'], quality['rival']) if m} for name in ('coverage', 'popularity_lift'))
+    said = lambda by, words, form: words.format(form.format(by[quality['ours']])) + (f' ({called(quality["rival"])}: {form.format(by[quality["rival"]])})' if quality['rival'] else '') + '.'
+    return ' '.join(said(by, words, form) for by, words, form in ((reach, '{} of the catalogue is shown to somebody', '{:.0%}'), (lift, 'A list holds items {} times as popular as what its person chose before', '{:.1f}')) if None not in by.values()) or 'There were none to look at.'
 
 def which_part(ablations:dict)->str: # variant -> content of metrics/ablate/<variant>.json
     "Which parts earn it."
@@ -222,9 +235,10 @@ def plot_groups(quality:dict, attribute:str): # `quality` of metrics/train.json;
     if rival: _dots(left, {g: of['models'][rival][g] | {'ci_lower': None} for g in names}, THEIRS, names)
     _dots(left, {g: of['models'][ours][g] for g in names}, OURS)
     left.plot([], [], 'o-', color=OURS, label=called(ours)); left.plot([], [], 'o', color=THEIRS, mfc='white', label=called(rival or ''))
-    left.set_xlabel('NDCG@10'); left.legend(fontsize=8, loc='lower center', bbox_to_anchor=(.5, 1), ncols=2, frameon=False); left.set_ylabel(ATTRIBUTES.get(attribute, attribute).replace(' before', '\nbefore').replace('item was', 'item\nwas'))
+    left.set_xlabel('NDCG@10'); left.set_title(dict(attributes(quality))[attribute], fontsize=11, loc='left')
+    right.legend(*left.get_legend_handles_labels(), fontsize=9, loc='lower right', bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     if of['gain']: _dots(right, {g: of['gain'][g] for g in names}, lambda g, e: SURE if _sure(e, 1) else WORSE if _sure(e, -1) else THEIRS)
-    right.axvline(0, color='black', lw=1); right.set_xlabel(f'worse   |   better than {called(rival or "")}'); right.margins(x=.1)
+    right.axvline(0, color='black', lw=1); right.set_xlabel(f'worse   |   better than {called(rival or "")}'); right.margins(x=.1); right.locator_params(axis='x', nbins=5)
     fig.tight_layout()
     return fig
 
