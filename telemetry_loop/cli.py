@@ -103,13 +103,22 @@ for name in ('sessions', 'signals', 'features'): _stage(name)
 def _only_with(door:str, **options): # option -> value as given
     "Refuse options that mean nothing without their door."
     stray = [k for k, v in options.items() if v is not None]
-    if stray: raise TelemetryError(f'--{stray[0].replace("_", "-")} goes with {door}; without it the stage runs on the pipeline\'s files; add {door} FILE or leave it out')
+    if stray: raise TelemetryError(f'--{stray[0].replace("_", "-")} goes with {door}; without it the stage runs on the pipeline\'s files; add {door} or leave it out')
 
 @_verb('train', 'train')
 def train(
     sequences:Annotated[Optional[Path], typer.Option(help='Train and score on this `user item item ...` file instead of the pipeline\'s features.', show_default=False)]=None,
     protocol:Annotated[Optional[str], typer.Option(help='With --sequences: leave-one-out.', show_default=False)]=None,
-    json:Json=None):
+    json:Json=None,
+    variant:Annotated[Optional[str], typer.Option(help='What the model loses without one part, named under ablate.variants in params.yaml; `all`: each in turn.', show_default=False)]=None,
+    whole:Annotated[bool, typer.Option('--whole', help='With --variant: from all people and passes, to runs/ablate/.')]=False):
+    if whole and variant is None: _only_with('--variant', whole=True)
+    if variant is not None:
+        if sequences is not None: raise TelemetryError('--sequences goes without --variant; parts are taken out on the pipeline\'s features; leave one of them out')
+        _only_with('--sequences', protocol=protocol, json=json)
+        if variant == 'all': print(table(_module('ablate').run_all(whole)))
+        else: found = _module('ablate').run(variant, whole); print(f'without {found["what"]}: NDCG@10 changes by {shown(found["delta"])}; {found["verdict"]}')
+        return
     if sequences is None: _only_with('--sequences', protocol=protocol, json=json); _run('train'); return
     found = plain(_module('train').train_on_sequences(sequences, protocol or 'leave-one-out'))
     metrics = sorted({m for scores in found['models'].values() for m in scores})
