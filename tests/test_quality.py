@@ -103,6 +103,10 @@ def test_groups_hold_what_by_group_says(found):
     assert all(np.isclose(of['gain'][g]['value'], gain[g].value) and of['gain'][g]['ci_lower'] < gain[g].ci_lower for g in ('0', '1-4') if gain[g].value)
     assert of['parity']['lowest'] == '0' and of['parity']['difference']['ci_lower'] > 0                              # without a past it knows nothing
 
+def test_choices_are_told_apart_by_what_was_chosen(found):
+    test = questions(); of = {'popularity': popularity_bands(np.arange(N, 0, -1.))[test.item], 'category': CATEGORY[test.item]}
+    for name, label in of.items(): assert {g: e['n'] for g, e in found['groups'][name]['models']['sequence'].items()} == {g: int((label == g).sum()) for g in set(label)}
+
 def test_the_rival_is_the_best_of_the_others():
     worst = lambda h: -same(h)
     found = look(models={'sequence': same, 'item_knn': worst, 'gap_markov': after, 'ease': worst})
@@ -149,6 +153,8 @@ def test_what_is_lost_is_what_the_model_looks_at(found):
 
 def test_a_sample_is_declared_and_seeded(found):
     assert look() == found and look(seed=8)['robustness'] != found['robustness'] and look(seed=8)['groups'] == found['groups']
+    every = [look(questions(60), cfg=QualityConfig(20, 4, 60, 60, {'noisy': [.5]}), seed=seed)['robustness'] for seed in (7, 8)]
+    assert every[0] != every[1]                                                           # also where nothing is left to draw but the noise
     few = look(cfg=QualityConfig(20, 4, 50, 60, {'cold': [0]}))
     assert (few['list_rows'], few['robust_rows'], few['n_targets']) == (50, 60, 300) and few['lists']['sequence']['novelty@10']['n'] == 50
     assert few['groups'] == found['groups']                                               # groups are of all choices
