@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'duty', 'plain', 'shown', 'table', 'simulate', 'import_', 'ingest', 'train', 'ope', 'report', 'index',
-           'promote', 'status', 'loop', 'schema', 'check', 'verify', 'catalog', 'lineage', 'erase', 'expire', 'main']
+           'reproduce', 'promote', 'status', 'loop', 'schema', 'check', 'verify', 'catalog', 'lineage', 'erase',
+           'expire', 'main']
 
 # %% ../nbs/62_cli.ipynb #a8fe8956
 from importlib import import_module
@@ -166,6 +167,9 @@ def _told(release): # a Release, or None
     "A release in aligned lines."
     if release is None: return 'nothing is live; `telemetry-loop promote` makes a passing candidate live'
     return table([[k.replace('_', ' '), shown(v)] for k, v in plain(release).items()])
+
+@_verb('reproduce', 'reproduce')
+def reproduce(version:Annotated[str, typer.Argument(metavar='VERSION', help='Of a model or a release.')]): print(_module('reproduce').reproduce(version))
 
 @_verb('promote', 'release', 'promote')
 def promote(): print(_told(_module('release').promote()))

@@ -7,7 +7,7 @@ from telemetry_loop.config import TelemetryError
 from telemetry_loop.estimate import Estimate
 
 ROOT = Path(__file__).parent.parent
-VERBS = 'simulate import ingest sessions signals features train policy ope scorecard release catalog report index promote status loop schema audit lineage erase expire'.split()
+VERBS = 'simulate import ingest sessions signals features train policy ope scorecard release catalog report index reproduce promote status loop schema audit lineage erase expire'.split()
 
 def door(*words, cwd=ROOT): # the door in this process: what it says, and its code
     argv, code, out, err = sys.argv, 0, io.StringIO(), io.StringIO()
@@ -52,7 +52,8 @@ def test_package_imports_away_from_the_repository(tmp_path):
 
 @pytest.mark.parametrize('words,says', [
     (['dance'], ['dance']), (['train', '--colour', 'red'], ['--colour']), (['loop', '--rounds', 'x'], ['--rounds']), (['loop', '--rounds', '0'], ['--rounds']), (['import', 'movielens'], ['path']),
-    (['train', '--protocol', 'leave-one-out'], ['--protocol', '--sequences']), (['train', '--json', 'x.json'], ['--json', '--sequences']),
+    (['train', '--protocol', 'leave-one-out'], ['--protocol', '--sequences']), (['train', '--variant', 'colour'], ['colour', 'category', 'random_category']), (['train', '--whole'], ['--whole', '--variant']),
+    (['train', '--variant', 'category', '--json', 'x.json'], ['--json', '--sequences']), (['train', '--variant', 'category', '--sequences', 'x.txt'], ['--sequences', '--variant']), (['reproduce', 'nothing'], ['nothing', 'artifacts/train']), (['reproduce'], ['VERSION']), (['train', '--json', 'x.json'], ['--json', '--sequences']),
     (['ope', '--action', 'a'], ['--action', '--log']), (['ope', '--log', 'x.csv', '--action', 'a'], ['--reward', '--propensity', '--target']),
     (['import', 'netflix', 'x', '--to', 'y'], ['netflix', 'movielens, sequences, otto']), (['import', 'otto', 'none.jsonl', '--to', 'y'], ['none.jsonl']),
     (['report', '99_none'], ['99_none']), (['report', '00_summary', '-p', 'k'], ['-p k', 'NAME=VALUE']),

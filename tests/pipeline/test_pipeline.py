@@ -14,7 +14,7 @@ def test_runs_once_and_then_has_nothing_to_do(pipeline):
     out = sh(pipeline, 'dvc', 'repro').stdout
     assert 'up to date' in out and 'Running stage' not in out and numbers(pipeline) == before
     stages = yaml.safe_load((pipeline/'dvc.lock').read_text())['stages']
-    assert set(stages) == {'ingest', 'sessions', 'signals', 'features', 'train', 'policy', 'ope', 'scorecard', 'release', 'catalog', 'report@00_summary', 'report@01_data_health', 'index'}
+    assert set(stages) == {'ingest', 'sessions', 'signals', 'features', 'train', 'ablate@category', 'ablate@start', 'policy', 'ope', 'scorecard', 'release', 'catalog', 'report@00_summary', 'report@01_data_health', 'index'}
 
 def test_same_seed_same_numbers_in_another_place(pipeline, tmp_path):
     assert numbers(ran(clone(tmp_path/'elsewhere'/'two'))) == numbers(pipeline)
