@@ -199,8 +199,9 @@ def what_lists(quality:dict)->str: # `quality` of metrics/train.json
 def which_part(ablations:dict)->str: # variant -> content of metrics/ablate/<variant>.json
     "Which parts earn it."
     if not ablations: return 'Which part earns it was not measured in this run.'
-    of = {verdict: [a['what'] for a in ablations.values() if a['verdict'] == verdict] for verdict in VERDICTS}
-    return ' '.join(f'{words}: {"; ".join(of[verdict])}.' for verdict, words in {'earns its place': 'What earns its place', 'worth nothing': 'Worth nothing', 'harms': 'Better without', 'cannot tell': 'Open'}.items() if of[verdict])
+    of = {verdict: [a['what'] for a in ablations.values() if a['verdict'] == verdict and not a.get('placebo')] for verdict in VERDICTS}
+    fooled = [a['what'] for a in ablations.values() if a.get('placebo') and a['verdict'] in ('earns its place', 'harms')] # the placebo has nothing to lose
+    return (f'**Trust none of this:** {_listed(fooled)} is pure chance and came out as something. ' if fooled else '') + ' '.join(f'{words}: {"; ".join(of[verdict])}.' for verdict, words in {'earns its place': 'What earns its place', 'worth nothing': 'Worth nothing', 'harms': 'Better without', 'cannot tell': 'Open'}.items() if of[verdict])
 
 # %% ../nbs/36_quality.ipynb #a5494639
 OURS, THEIRS, SURE, WORSE = '#1f5fa8', '#8a93a3', '#2a9d5c', '#c0392b' # colours
@@ -282,11 +283,12 @@ def plot_ablations(ablations:dict): # variant -> content of metrics/ablate/<vari
     "What is lost without each part."
     import matplotlib.pyplot as plt
     rows = dict(sorted(ablations.items(), key=lambda a: (a[1]['delta']['value'] is None, a[1]['delta']['value'] or 0)))
-    verdict = {a['what']: a['verdict'] for a in rows.values()}
+    label = {name: a['what'] + (' (pure chance)' if a.get('placebo') else '') for name, a in rows.items()}
+    verdict = {label[name]: a['verdict'] for name, a in rows.items()}
     fig, ax = plt.subplots(figsize=(9, 1.5 + .38*len(rows)))
-    _dots(ax, {a['what']: a['delta'] for a in rows.values()}, lambda what, e: VERDICTS[verdict[what]])
+    _dots(ax, {label[name]: a['delta'] for name, a in rows.items()}, lambda what, e: VERDICTS[verdict[what]])
     for words, colour in VERDICTS.items():
         if words in verdict.values(): ax.plot([], [], 'o-', color=colour, label=words)
-    ax.axvline(0, color='black', lw=1); ax.set_xlabel('NDCG@10 without it, minus with it\nworse without   |   better without'); ax.legend(fontsize=9, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
+    ax.locator_params(axis='x', nbins=5); ax.axvline(0, color='black', lw=1); ax.set_xlabel('NDCG@10 without it, minus with it\nworse without   |   better without'); ax.legend(fontsize=9, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     fig.tight_layout()
     return fig

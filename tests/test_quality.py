@@ -200,6 +200,9 @@ def test_parts_are_told_by_verdict():
     assert 'not measured' in which_part({})
     words = which_part({'a': dict(what='the network', verdict='earns its place'), 'b': dict(what='dwell', verdict='worth nothing'), 'c': dict(what='noise', verdict='harms')})
     assert words == 'What earns its place: the network. Worth nothing: dwell. Better without: noise.'
+    chance = dict(what='luck', placebo=True)
+    assert which_part({'p': chance | dict(verdict='worth nothing'), 'c': dict(what='noise', verdict='cannot tell')}) == 'Open: noise.'
+    assert which_part({'p': chance | dict(verdict='harms')}).startswith('**Trust none of this:** luck is pure chance')
 
 def test_lists_in_words(found):
     assert what_lists(found) == '100% of the catalogue is shown to somebody (most popular: 35%). A list holds items {:.1f} times as popular as what its person chose before (most popular: {:.1f}).'.format(*(found['lists'][m]['popularity_lift@10']['value'] for m in found['models']))
@@ -233,7 +236,7 @@ def desk(found, tmp_path): # what the report reads
     (tmp_path/'reports').mkdir(); shutil.copy(ROOT/'reports/02_model_quality.ipynb', tmp_path/'reports')
     full = lambda v: {'ndcg@10': e(v), 'recall@10': e(v), 'mrr': e(v)}
     write_json(tmp_path/'metrics/train.json', dict(quality=found, models={'sequence': full(.8), 'network': full(.7), 'most_popular': full(.2)}, differences={'sequence_minus_network': e(.1), 'sequence_minus_most_popular': e(.6)},
-        n_targets=300, epochs=2, version='bundle123', curves={'loss': [3., 2., 1.], 'valid': [.1, .3, .2]}))
+        n_targets=300, n_sequences=2000, epochs=2, version='bundle123', curves={'loss': [3., 2., 1.], 'valid': [.1, .3, .2]}))
     write_json(tmp_path/'metrics/release.json', dict(version='run456', model_version='bundle123', data_digest='features789', code_digest='code1', params_digest='params1'))
     with contextlib.chdir(tmp_path): yield tmp_path
 
@@ -244,7 +247,7 @@ def test_report(desk):
     text = re.sub(r'<[^>]+>', ' ', html)
     title, first = headline(html)
     assert title == 'Is it better, for whom, and which part earns it?' and first.startswith('Yes') and '0.8000' in first
-    assert all(word in text for word in ('Caveats', 'run456', 'bundle123', 'features789', 'code1', 'params1', 'how long they looked', 'Worth nothing')) and not re.search(r'(?:src|href)="(?!data:|#)', html)
+    assert all(word in text for word in ('Caveats', 'run456', 'bundle123', 'features789', 'code1', 'params1', 'how long they looked', 'Worth nothing', 'learned from 900 people, 99 choices', 'part of the 2,000 people')) and not re.search(r'(?:src|href)="(?!data:|#)', html)
     assert html.count('data:image/png;base64,') == 9
 
 def test_report_without_ablations_and_curves(desk):
