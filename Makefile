@@ -16,7 +16,7 @@ export DVC_NO_ANALYTICS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup loop test validity bench lab lock
+.PHONY: help setup loop test validity ablate bench lab lock
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12 | sed 's/^/make /'
@@ -46,6 +46,9 @@ test: setup ## every test: chapters, architecture, pipeline, truth; Spark's wher
 
 validity: setup ## the full study of estimates against the simulator's truth
 	@$(BIN)/python tests/validity/study.py
+
+ablate: setup ## what each part of the recommender earns, from all people and passes; the pipeline asks a subsample
+	@$(BIN)/telemetry-loop train --variant all --whole
 
 bench: setup ## times and ratios against peers, measured in one run
 	@$(INSTALL) --require-hashes --no-deps -r requirements-bench.lock

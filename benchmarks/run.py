@@ -48,6 +48,27 @@ def bench_loop(tmp):
     repo = clone(tmp/'tiny', **TINY)
     return {'loop --rounds 2, tiny world, s': (timed(BIN/'telemetry-loop', 'loop', '--rounds', '2', cwd=repo)[0], 180.)}
 
+ONE_USER = """
+import json, time, numpy as np
+from telemetry_loop.recommender import Recommender
+start = time.perf_counter(); model = Recommender.load('artifacts/train'); load = time.perf_counter() - start
+rng, took = np.random.default_rng(0), []
+for _ in range(1020):
+    history = model.items[rng.integers(0, len(model.items), 50)].tolist()
+    start = time.perf_counter(); model.recommend(history, 10); took.append(1e3*(time.perf_counter() - start))
+print(json.dumps([load, *np.quantile(took[20:], [.5, .99])]))"""
+
+def bench_train(tmp): # the features are those of this checkout's pipeline
+    if not (ROOT/'artifacts/features').is_dir(): print('left out: run `make loop` first'); return {}
+    repo = clone(tmp/'train'); (repo/'artifacts').mkdir(exist_ok=True); (repo/'artifacts/features').symlink_to(ROOT/'artifacts/features')
+    start = time.perf_counter()
+    child = subprocess.Popen([BIN/'telemetry-loop', 'train'], cwd=repo, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    _, code, used = os.wait4(child.pid, 0); seconds = time.perf_counter() - start
+    assert code == 0, 'the train stage failed'
+    load, half, most = json.loads(subprocess.run([BIN/'python', '-c', ONE_USER], cwd=repo, env=ENV, check=True, capture_output=True, text=True).stdout)
+    return {'train, default world, s': (seconds, 60.), 'train, CPU-s': (used.ru_utime + used.ru_stime, 60.), 'train, peak GB': (used.ru_maxrss/1e6, 1.5),
+            'load a bundle, s': (load, 2.), 'recommend to one user, p50 ms': (half, 1.5), 'recommend to one user, p99 ms': (most, 8.)}
+
 def bench_sequences(tmp):
     beauty = ROOT.parent/'shared/data/s3rec_beauty/Beauty.txt'
     if not beauty.is_file(): print('left out: ../shared/data/s3rec_beauty is not here'); return {}
