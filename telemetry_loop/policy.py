@@ -24,6 +24,7 @@ class PolicyConfig:
     slate: int                    # positions shown
     temperature: float            # of the model's log-probabilities; lower follows the model more closely
     exploration: float            # share of the weight spread evenly over the candidates
+    objective: str                # what the model is asked for: satisfaction, or engagement
     bootstrap_power: float        # the first policy weighs candidates by clicks to this power
     bootstrap_exploration: float  # and explores this share
 
@@ -113,9 +114,10 @@ class PopularityScorer:
     def scores(self, contexts:Contexts)->np.ndarray: return self.power*np.log1p(contexts.popularity) # (n, m)
 
 class ModelScorer:
-    "Scores by the recommender's log-probability of being the next satisfying item."
-    def __init__(self, recommender:Recommender): self.recommender, self.version = recommender, recommender.version
-    def scores(self, contexts:Contexts)->np.ndarray: return self.recommender.scores(contexts.history, contexts.candidates) # (n, m)
+    "Scores by the recommender's log-probability: of what satisfies next, or of what is opened next."
+    def __init__(self, recommender:Recommender, objective:str='satisfaction'): self.recommender, self.objective, self.version = recommender, objective, recommender.version
+    def scores(self, contexts:Contexts)->np.ndarray: # (n, m)
+        return self.recommender.scores(contexts.history, contexts.candidates, self.objective, contexts.time, kind=contexts.kind, dwell=contexts.dwell, when=contexts.when)
 
 class Policy:
     "Slates with exact propensities from any scorer."
@@ -154,7 +156,7 @@ def bootstrap_policy(cfg:PolicyConfig)->Policy:
 
 def model_policy(recommender:Recommender, cfg:PolicyConfig)->Policy:
     "The policy a bundle stands for."
-    return Policy(ModelScorer(recommender), cfg, 'sequence', cfg.temperature, cfg.exploration, fallback=PopularityScorer(cfg.bootstrap_power))
+    return Policy(ModelScorer(recommender, cfg.objective), cfg, 'sequence', cfg.temperature, cfg.exploration, fallback=PopularityScorer(cfg.bootstrap_power))
 
 # %% ../nbs/40_policy.ipynb #73793c3c
 def replay(

@@ -11,10 +11,11 @@ import hashlib,io,json,os,shutil,tempfile
 import numpy as np, pandas as pd
 from scipy import sparse
 from .config import TelemetryError, read_json, write_json, file_digest
+from .schema import kinds_code
 from .metrics import rank_of_target, ndcg, top_k
 from .baselines import EASE, GapMarkov
-from .model import SequenceModel, Shape, left_aligned
-from .fit import Targets, pad_left
+from .model import OBJECTIVES, SequenceModel, Shape, acts, items_of
+from .fit import Targets, asked, network_state, pad_left, seconds, told_of
 import torch
 
 # %% ../nbs/34_recommender.ipynb #253d7c11
@@ -26,18 +27,26 @@ class Blend:
         ease:EASE|None,      # the linear model, lean; None where the catalogue is too large for it
         weight:float,        # of the network's log-probability; 1: no counts
         linear:float,        # of the linear model's score; 0: without it
+        kinds:tuple=(),      # kinds of acts it has learned from; (): of any
+        others:tuple=(),     # of these, the ones that are told to the network but not counted
     ):
-        self.model, self.markov, self.ease, self.weight, self.linear = model.eval(), markov, ease, weight, linear
+        self.model, self.markov, self.ease, self.weight, self.linear, self.kinds, self.others = model.eval(), markov, ease, weight, linear, tuple(kinds), tuple(others)
         self.answers = model.table().detach().T.contiguous()
-    def parts(self, histories:np.ndarray)->list: # (n, l) indices, -1 skipped -> log-probabilities of network and counts, score of the linear model: (n, N) float32 each
+    def positive(self, histories:np.ndarray)->np.ndarray: # (n, l) item indices or acts -> (n, l) item indices, -1 for acts that are not counted
+        "What counts and linear model read."
+        return items_of(histories) if not histories.dtype.names or not self.others else np.where(np.isin(histories['kind'], kinds_code(self.others)), -1, histories['item'])
+    def parts(self,
+        histories:np.ndarray,         # (n, l) item indices or acts, -1 skipped
+        now:np.ndarray|None=None,     # (n,) seconds since 1970, when it is asked
+        objective:str='satisfaction', # or engagement
+    )->list:                          # log-probabilities of network and counts, score of the linear model: (n, N) float32 each
         "What each of them says."
-        with torch.inference_mode():
-            logits = self.model.last(torch.from_numpy(left_aligned(histories, self.model.shape.length))) @ self.answers
-            network = torch.log_softmax(logits, 1).numpy()
-        return [network, self.markov.log_probability(histories), self.ease.score(histories).astype(np.float32) if self.ease else np.zeros_like(network)]
-    def score(self, histories:np.ndarray)->np.ndarray: # (n, l) indices, -1 skipped -> (n, N) float32, higher is better
-        "What both say together; not yet a distribution."
-        return mixed(*self.parts(histories), self.weight, self.linear)
+        with torch.inference_mode(): network = torch.log_softmax(network_state(self.model, histories, now, objective) @ self.answers, 1).numpy()
+        counted = self.positive(histories)
+        return [network, self.markov.log_probability(counted), self.ease.score(counted).astype(np.float32) if self.ease else np.zeros_like(network)]
+    def score(self, histories:np.ndarray, now:np.ndarray|None=None, objective:str='satisfaction')->np.ndarray: # as `parts` -> (n, N) float32, higher is better
+        "What all say together; not yet a distribution."
+        return mixed(*self.parts(histories, now, objective), self.weight, self.linear)
 
 def mixed(network, counts, linear, weight:float, scale:float)->np.ndarray: # (n, N) each -> (n, N)
     "What `Blend.score` gives for these parts."
@@ -46,14 +55,11 @@ def mixed(network, counts, linear, weight:float, scale:float)->np.ndarray: # (n,
 def blend_weights(
     blend:Blend,      # its weights are not used
     valid:Targets,    # validation questions; never test ones
-    rows:int=256,     # asked at once
 )->dict:              # (weight, linear) -> NDCG@10
     "How well each pair of weights ranks the validation targets."
     total = {(w, v): 0. for w in (0., .2, .3, .4, .5, .6, .8, 1.) for v in ((0., 1., 3., 10., 20., 40.) if blend.ease else (0.,))}
-    for start in range(0, len(valid), rows):
-        part = valid.take(np.arange(start, min(start + rows, len(valid))))
-        seen, there = pad_left(part.history), None if part.available is None else ~(part.available[None] > part.time[:, None])
-        parts = blend.parts(seen)
+    for part, seen, there in asked(valid):
+        parts = blend.parts(*told_of(part))
         for pair in total: total[pair] += float(ndcg(rank_of_target(mixed(*parts, *pair), part.item, seen, there)).sum())
     return {pair: x/max(len(valid), 1) for pair, x in total.items()}
 
@@ -78,7 +84,7 @@ def _packed(blend:Blend, items:np.ndarray)->dict: # file name -> bytes, the same
     return {'weights.npz': _arrays({k: v.detach().numpy() for k, v in blend.model.state_dict().items()}),
         'counts.npz': _arrays(_sparse(follows) | dict(popularity=m.counts, settings=np.array([m.decay, m.gaps, m.power, m.fresh, m.rare]))),
         'linear.npz': _arrays(_sparse(blend.ease.weight) if blend.ease else {}),
-        'blend.json': json.dumps({'weight': blend.weight, 'linear': blend.linear}).encode(),
+        'blend.json': json.dumps({k: getattr(blend, k) for k in ('weight', 'linear', 'kinds', 'others')}).encode(),
         'vocabulary.json': json.dumps({'items': items.tolist(), 'category': blend.model.category.tolist()}, ensure_ascii=False).encode()}
 
 def _verified(path:Path)->dict: # path: a bundle's folder -> bundle.json as values
@@ -122,8 +128,9 @@ class Recommender:
         "Read a bundle; a missing or altered file is refused. Torch is set to the bundle's thread count."
         path = Path(path); facts = _verified(path); params = facts['params']
         words = read_json(path/'vocabulary.json')
-        model = SequenceModel(len(words['items']), np.array(words['category']), Shape(**{k: params[k] for k in Shape.__dataclass_fields__}))
-        with np.load(path/'weights.npz', allow_pickle=False) as w: model.load_state_dict({k: torch.from_numpy(w[k]) for k in w.files})
+        with np.load(path/'weights.npz', allow_pickle=False) as w: weights = {k: torch.from_numpy(w[k]) for k in w.files}
+        model = SequenceModel(len(words['items']), np.array(words['category']), Shape(**{k: params[k] for k in Shape.__dataclass_fields__}), aims='aim.weight' in weights)
+        model.load_state_dict(weights)
         with np.load(path/'counts.npz', allow_pickle=False) as w: markov = GapMarkov.of(w['data'], w['indices'], w['indptr'], w['popularity'], *w['settings'])
         with np.load(path/'linear.npz', allow_pickle=False) as w: ease = EASE.of(w['data'], w['indices'], w['indptr'], markov.counts) if w.files else None
         torch.set_num_threads(facts['threads'])
@@ -132,22 +139,37 @@ class Recommender:
         "Item ids as catalogue indices."
         ids = np.asarray(ids, str)
         return self._index.get_indexer(ids.ravel().astype(object)).reshape(ids.shape)
-    def _batches(self, read:np.ndarray, cells:int): # (n, l) indices -> row numbers, like lengths together, short ones in larger batches
-        size = np.minimum((read >= 0).sum(1), self.model.shape.length)
+    def acts(self,
+        history:np.ndarray,          # (n, l) str, oldest first, '' fills; unknown ids are ignored
+        kind:np.ndarray|None=None,   # (n, l) uint8, place in ACTS + 1; None: not known
+        dwell:np.ndarray|None=None,  # (n, l) seconds, NaN where not known; None: not known
+        when:np.ndarray|None=None,   # (n, l) datetime64, when each act was; None: not known
+    )->np.ndarray:                   # (n, l) ACT, or indices where nothing but the items is known
+        "A history as the model reads it; kinds it has not learned from are ignored."
+        item = self.indices(history)
+        if kind is None and dwell is None and when is None: return item
+        if kind is not None and self.blend.kinds: item = np.where((kind == 0) | np.isin(kind, kinds_code(self.blend.kinds)), item, -1)
+        return acts(item, 0 if kind is None else kind, np.nan if dwell is None else dwell, np.nan if when is None else seconds(when))
+    def _batches(self, read:np.ndarray, cells:int): # (n, l) indices or acts -> row numbers, like lengths together, short ones in larger batches
+        size = np.minimum((items_of(read) >= 0).sum(1), self.model.shape.length)
         order, start = np.argsort(size, kind='stable'), 0
         while start < len(order):
             step = max(16, cells//(len(self.items) + 8*self.model.shape.dim*(int(size[order[start]]) + 4)))
             yield order[start:start+step]; start += step
     def scores(self,
-        history:np.ndarray,    # (n, l) str, oldest first, '' fills; unknown ids are ignored
-        candidates:np.ndarray, # (n, m) str
-        cells:int=2**21,       # values held at once
-    )->np.ndarray:             # (n, m) float64; NaN for candidates outside the vocabulary
+        history:np.ndarray,           # (n, l) str, oldest first, '' fills; unknown ids are ignored
+        candidates:np.ndarray,        # (n, m) str
+        objective:str='satisfaction', # or engagement: what comes next, whatever it is worth
+        now:np.ndarray|None=None,     # (n,) datetime64, when it is asked
+        cells:int=2**21,              # values held at once
+        **known,                      # kind, dwell, when, as `acts` takes them
+    )->np.ndarray:                    # (n, m) float64; NaN for candidates outside the vocabulary
         "log P(next item) over the whole catalogue, at the candidates."
-        read, ask = self.indices(history), self.indices(candidates)
+        if objective not in OBJECTIVES: raise TelemetryError(f'objective is {objective!r}; it is {" or ".join(OBJECTIVES)}; ask for one of these')
+        read, ask, time = self.acts(history, **known), self.indices(candidates), None if now is None else seconds(now)
         out = np.full(ask.shape, np.nan)
         for rows in self._batches(read, cells):
-            score = torch.from_numpy(self.blend.score(read[rows]))
+            score = torch.from_numpy(self.blend.score(read[rows], None if time is None else time[rows], objective))
             found = score.gather(1, torch.from_numpy(ask[rows].clip(0))) - torch.logsumexp(score, 1, keepdim=True)
             out[rows] = np.where(ask[rows] >= 0, found.double().numpy(), np.nan)
         return out

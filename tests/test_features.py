@@ -1,5 +1,6 @@
 "As of a moment, by both clocks: slow readings, backfills, seeded leaks, consent, and what must never be a feature."
 import contextlib, hashlib, json
+from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest, yaml
 from hypothesis import example, given, settings, strategies as st
 from conftest import small_params
@@ -181,7 +182,7 @@ def test_items_that_were_never_announced_are_items_too(tmp_path):
     with stage(tmp_path/'x', ACTS):
         features.run(); f = read_features()
     assert f.items['item_id'].tolist() == ['i0', 'i1', 'late'] and f.items['category'].tolist() == ['c', 'c', ''] and f.items['available_time'][2] == moment(500)
-    assert f.interactions['item'].tolist() == [0, 1]*5 and f.popularity[['item', 'clicks']].values.tolist() == [[2, 1]]
+    assert f.interactions['item'][f.interactions['positive']].tolist() == [0, 1]*5 and f.popularity[['item', 'clicks']].values.tolist() == [[2, 1]]
 
 @pytest.mark.parametrize('how,says', [('no such kind', 'holds no act of kind view .*; it holds clicked, satisfied'), ('bad shares', 'valid_share 0.9'), ('not registered', 'signal .clicked. is not in signals.registry'), ('unknown view', "names 'user_clicks_1d@9'"), ('leak', r'\d+ rows know their future')])
 def test_refusals_are_one_line_and_overwrite_nothing(tmp_path, monkeypatch, how, says):
@@ -258,19 +259,40 @@ def test_contexts_of_the_tiny_world_read_the_same_slowly(tiny):
     clicks = {}
     for r in a[a['kind'] == 'clicked'].itertuples(): clicks.setdefault(r.item_id, []).append(max(r.event_time, r.known_time))
     good, name = a[a['kind'].isin(tiny['params']['positive'])], f.items['item_id'].to_numpy()
-    assert len(f.interactions) == len(good) and f.interactions.sort_values(['user_id', 'event_time'], kind='stable').index.is_monotonic_increasing
+    assert f.interactions['positive'].sum() == len(good) and f.interactions.sort_values(['user_id', 'event_time'], kind='stable').index.is_monotonic_increasing
     for i, d in enumerate(some.itertuples()):
         offered = list(d.candidates)
         assert c.candidates[i].tolist() == offered + ['']*(c.candidates.shape[1] - len(offered)) and c.user_id[i] == d.user_id
         assert c.popularity[i].tolist() == [float(sum(t < d.event_time.floor('D') for t in clicks.get(x, []))) for x in offered] + [0.]*(c.candidates.shape[1] - len(offered))
         mine = good[(good['user_id'] == d.user_id) & (good['event_time'] < d.event_time) & (good['known_time'] < d.event_time)].sort_values('event_time')
-        assert [x for x in c.history[i] if x] == mine['item_id'].tolist()[-f.history:]
+        assert c.history[i][(c.history[i] != '') & (c.kind[i] != 1)].tolist() == mine['item_id'].tolist()[-f.history:]
     assert (c.popularity > 0).mean() > .5 and (c.history != '').any(1).mean() > .5
+
+def test_acts_beside_the_positive_ones_read_the_same_slowly(tiny):
+    "What was opened and left again is told of once that is clear; how long an act lasted once the last beat has arrived."
+    f, e, some = tiny['features'], tiny['events'], tiny['logged'].iloc[::151]
+    beats = e[e['type'].isin(['click', 'heartbeat', 'close'])].groupby(['user_id', 'item_id'])          # nobody is offered an item twice
+    told, lasted, stayed = beats['received_time'].max(), beats['elapsed'].max(), set(tiny['acts'].query("kind == 'satisfied'")[['user_id', 'item_id']].itertuples(index=False, name=None))
+    left, c, timed = tiny['acts'].query("kind == 'clicked'"), contexts_of(some, f), 0
+    for i, d in enumerate(some.itertuples()):
+        mine = [r for r in left[left['user_id'] == d.user_id].sort_values('event_time').itertuples() if (r.user_id, r.item_id) not in stayed and r.event_time < d.event_time
+                and max(r.known_time + pd.Timedelta(seconds=tiny['params']['settle_seconds']), told[r.user_id, r.item_id]) < d.event_time]
+        assert c.history[i][c.kind[i] == 1].tolist() == [r.item_id for r in mine] and c.when[i][c.kind[i] == 1].tolist() == [r.event_time.floor('ms') for r in mine]
+        for item, dwell in zip(c.history[i], c.dwell[i]):
+            if item and not np.isnan(dwell): assert dwell == np.float32(lasted[d.user_id, item]) and told[d.user_id, item] < d.event_time; timed += 1
+            elif item: assert np.isnan(lasted[d.user_id, item]) or told[d.user_id, item] >= d.event_time
+    assert (c.kind == 1).sum() > 50 and timed > 100
+
+def test_other_acts_must_be_others(tmp_path):
+    with stage(tmp_path/'x', ACTS):
+        for odd in ('nothing', 'satisfied'):
+            Path('params.yaml').write_text(yaml.safe_dump(small_params(features=dict(others=[odd]))))
+            with pytest.raises(TelemetryError, match=f"features.others names '{odd}'"): features.run()
 
 def test_splits_of_the_tiny_world_keep_their_distance(tiny):
     f, said, gap = tiny['features'], tiny['said'], pd.Timedelta(hours=tiny['params']['embargo_hours'])
     valid, test = pd.Timestamp(said['valid_from']), pd.Timestamp(said['test_from'])
-    x, n = f.interactions, len(f.interactions)
+    x = f.interactions[f.interactions['positive']]; n = len(x)
     span = lambda t, s, clock, how: getattr(t.loc[t['split'] == s, clock], how)()
     for t in (x, f.decisions.assign(known_time=f.decisions['event_time'])):
         assert set(t['split']) == {'train', 'embargo', 'valid', 'test', 'withheld'}
@@ -293,7 +315,7 @@ def test_who_withdrew_training_teaches_nothing(tiny):
     for t in (f.interactions, f.decisions):
         theirs = t['user_id'].isin(refused)
         assert theirs.any() and set(t.loc[theirs, 'split']) <= {'withheld', 'embargo', 'test'} and not (t.loc[~theirs, 'split'] == 'withheld').any()
-    assert len(f.interactions) == tiny['acts']['kind'].isin(tiny['params']['positive']).sum()
+    assert f.interactions['positive'].sum() == tiny['acts']['kind'].isin(tiny['params']['positive']).sum()
 
 @pytest.mark.parametrize('said,left', [([], 5), ([('u', 3, False)], 0), ([('u', 3, False), ('u', 4, True)], 5), ([('v', 3, False)], 5), ([('u', 9999, False)], 0)], ids=['silent', 'withdrew', 'and came back', 'another', 'withdrew at the very end'])
 def test_a_withdrawal_counts_from_when_it_is_known(tmp_path, said, left):

@@ -8,9 +8,10 @@ from telemetry_loop import fit as chapter
 from telemetry_loop.baselines import MostPopular
 from telemetry_loop.config import TelemetryError
 from telemetry_loop.metrics import ndcg
-from telemetry_loop.fit import Learner, Sequences, Targets, TrainConfig, fit, gathered, length_batches, network_scores, rank_targets, targets_as_of, windows
+from telemetry_loop.model import acts
+from telemetry_loop.fit import Learner, Sequences, Targets, TrainConfig, fit, gathered, length_batches, network_scores, positives, rank_targets, targets_as_of, windows
 
-CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts', 'linear'])
+CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts', 'linear'], others=[], rewards={})
 N = 12
 START = np.random.default_rng(3).integers(0, N, 60)
 CYCLE = [(np.arange(8) + s) % N for s in START]                        # 0 -> 1 -> 2 ..
@@ -115,6 +116,61 @@ def test_a_checkpoint_of_other_settings_is_not_taken(tmp_path, monkeypatch):
     for change in (dict(cfg=replace(CFG, lr=.02)), dict(seed=6)):
         args = dict(cfg=CFG, seed=5) | change
         assert same(fit(CYCLE, N, np.arange(N) % 2, args['cfg'], args['seed'], 1, ASK, keep=tmp_path).model, fit(CYCLE, N, np.arange(N) % 2, args['cfg'], args['seed'], 1, ASK).model)
+
+# --- what is told of an act
+
+def story(name, people=240, length=8, seed=11): # the step to the next item is told by one thing alone: +1 or +3
+    rng = np.random.default_rng(seed)
+    far = rng.random((people, length)) < .5                            # of each act: what comes after it is far
+    item = (rng.integers(0, N, (people, 1)) + np.cumsum(np.c_[np.zeros((people, 1), int), np.where(far, 3, 1)[:, :-1]], 1)) % N
+    known = dict(kind=np.where(far, 2, 1)) if name == 'kind' else dict(dwell=np.where(far, 200., 4.)) if name == 'dwell' else dict(when=np.cumsum(np.c_[np.zeros((people, 1)), np.where(far, 1e6, 100.)], 1)[:, :-1])
+    told = acts(item, **known); asked = told[200:]
+    now = (asked['when'][:, -2] + np.where(far[200:, -2], 1e6, 100.)) if name == 'time' else np.zeros(40)
+    return list(told[:200]), Targets(list(item[200:, :-1]), item[200:, -1], np.arange(40), None, (1000*now).astype('datetime64[ms]'), list(asked[:, :-1]))
+
+@pytest.mark.parametrize('name', ['kind', 'dwell', 'time'])
+def test_each_input_is_used_where_it_tells(name):
+    sequences, ask = story(name)
+    ask = replace(ask, history=[h[:0] for h in ask.history])           # nothing is removed as seen: items come back
+    cfg = replace(CFG, epochs=25, patience=25, inputs=[name], rewards={})
+    with_, without = (fit(sequences, N, np.zeros(N, int), replace(cfg, inputs=i), 5, 1, ask) for i in ([name], []))
+    best = lambda found: max(found.valid)
+    assert best(with_) > .95 and best(without) < .9                    # of two places one is right: .82 by chance
+
+def test_two_heads_ask_for_different_things():
+    rng = np.random.default_rng(2)
+    opened = [np.r_[rng.integers(0, 4), rng.choice([5, 6], p=[.8, .2])] for _ in range(300)] # 5 is opened most, 6 is stayed with
+    told = [acts(o, np.where(o == 6, 2, 1)) for o in opened]
+    found = fit(told, N, np.zeros(N, int), replace(CFG, inputs=['kind'], rewards={'clicked': 0., 'satisfied': 1.}, epochs=20), 5, 1)
+    ask = acts(np.array([[2]]), 1)
+    assert network_scores(found.model, ask, objective='engagement')[0].argmax() == 5 and network_scores(found.model, ask)[0].argmax() == 6
+    assert fit(told, N, np.zeros(N, int), replace(CFG, rewards={}, epochs=1), 5, 1).model.aim is None
+
+def test_killed_while_told_ends_the_same(tmp_path, monkeypatch):
+    sequences, ask = story('time')
+    cfg = replace(CFG, epochs=3, inputs=['kind', 'dwell', 'time'])
+    whole, update, calls = fit(sequences, N, np.zeros(N, int), cfg, 5, 1, ask), Learner.update, []
+    def fragile(self, batch):
+        calls.append(1)
+        if len(calls) in (5, 20): raise KeyboardInterrupt
+        return update(self, batch)
+    monkeypatch.setattr(Learner, 'update', fragile)
+    while True:
+        try: found = fit(sequences, N, np.zeros(N, int), cfg, 5, 1, ask, keep=tmp_path, every=0.); break
+        except KeyboardInterrupt: pass
+    assert len(calls) > 20 and same(found.model, whole.model)
+
+def test_only_positive_acts_are_counted():
+    told = [acts(np.array([1, 2, 3]), [1, 2, 4])]
+    assert positives(told, ['clicked'])[0].tolist() == [2, 3] and positives(told, [])[0].tolist() == [1, 2, 3] and positives([np.array([4])], ['clicked'])[0].tolist() == [4]
+
+def test_questions_carry_what_was_known_of_each_act():
+    log = frame([('a', 0, '2026-01-01', '2026-01-01', 'train'), ('a', 1, '2026-01-02', '2026-01-02', 'train'), ('a', 2, '2026-01-03', '2026-01-03', 'test'), ('a', 3, '2026-01-04', '2026-01-04', 'test')])
+    log = log.assign(kind=['satisfied', 'clicked', 'clicked', 'satisfied'], positive=[True, False, False, True], dwell=[40., 3., 5., 50.], dwell_known=pd.to_datetime(['2026-01-02', '2026-01-05', '2026-01-03', None]))
+    ask, _ = targets_as_of(log, 'test', np.full(5, np.datetime64('NaT', 'us')))
+    assert ask.item.tolist() == [3] and ask.history[0].tolist() == [0]   # what is not positive is neither asked nor counted ..
+    assert ask.acts[0]['item'].tolist() == [0, 1, 2] and ask.acts[0]['kind'].tolist() == [2, 1, 1]
+    assert np.array_equal(ask.acts[0]['dwell'], np.array([40, np.nan, 5], np.float32), equal_nan=True) # .. and a dwell is told once it is known
 
 TWO = """
 import sys, numpy as np, torch

@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
-from telemetry_loop.model import SequenceModel, Shape, chunked_cross_entropy, left_aligned, sampled_cross_entropy
+from telemetry_loop.model import SequenceModel, Shape, acts, chunked_cross_entropy, left_aligned, sampled_cross_entropy, told
 
 @pytest.fixture
 def net():
     torch.manual_seed(1)
-    net = SequenceModel(12, np.arange(12) % 4, Shape(16, 2, 2, 6, .3)).eval()
+    net = SequenceModel(12, np.arange(12) % 4, Shape(16, 2, 2, 6, .3, ())).eval()
     for p in net.parameters(): p.data += .1*torch.randn_like(p)          # nothing may hold only at initialisation
     return net
 
@@ -42,6 +42,47 @@ def test_unknown_items_lean_on_their_category(net):
 def test_the_short_way_to_the_last_state_is_the_long_way(net):
     asked = torch.tensor([[1, 2, 3, -1, -1], [4, 5, 6, 7, 8], [-1, -1, -1, -1, -1]])
     assert (net.last(asked) - net(asked)[torch.arange(3), (asked >= 0).sum(1)]).abs().max() < 1e-5
+
+@pytest.fixture
+def rich():
+    torch.manual_seed(1)
+    net = SequenceModel(12, np.arange(12) % 4, Shape(16, 2, 2, 6, .3, ('category', 'kind', 'dwell', 'time')), aims=True).eval()
+    for p in net.parameters(): p.data += .3*torch.randn_like(p)
+    return net
+
+TOLD = acts(np.array([[1, 2, 3, -1], [4, 5, 6, 7]]), [[1, 2, 2, 0], [2, 1, 2, 1]], [[3., 70., np.nan, np.nan], [9., 9., 400., 1.]], [[0., 60., 9000., np.nan], [5., 1e5, 2e5, 3e6]])
+
+def test_the_short_way_is_the_long_way_with_all_that_is_told(rich):
+    item, said = torch.from_numpy(TOLD['item'].astype(np.int64)), told(TOLD, np.array([1e4, 4e6]))
+    assert (rich.last(item, said) - rich(item, said)[torch.arange(2), torch.tensor([3, 4])]).abs().max() < 1e-5
+
+@pytest.mark.parametrize('name, value', [('kind', 3), ('dwell', 5000.), ('when', 1e6)])
+def test_what_is_told_of_an_act_reaches_later_states_alone(rich, name, value):
+    other = TOLD.copy(); other[name][1, 2] = value
+    item = torch.from_numpy(TOLD['item'].astype(np.int64))
+    diff = (rich(item, told(TOLD, None)) - rich(item, told(other, None))).abs().amax(2)[1]
+    first = 3 - (name == 'when')                                        # the state before it asks for it, and knows when that is
+    assert diff[:first].max() < 1e-6 and diff[first:].max() > 1e-3
+
+def test_the_moment_of_the_question_matters_and_only_where_it_is_asked(rich):
+    item = torch.from_numpy(TOLD['item'].astype(np.int64))
+    a, b = (rich(item, told(TOLD, np.array([t, 4e6]))) for t in (1e4, 1e7))
+    assert (a - b)[1].abs().max() == 0 and (a - b)[0, :3].abs().max() < 1e-6 and (a - b)[0, 3].abs().max() > 1e-3
+
+def test_nothing_told_is_everything_unknown(rich):
+    blank = acts(TOLD['item']); item = torch.from_numpy(TOLD['item'].astype(np.int64))
+    assert (rich.last(item) - rich.last(item, told(blank, None))).abs().max() < 1e-5
+
+@pytest.mark.parametrize('half', [False, True])
+def test_weighted_loss_is_the_weighted_mean(half):
+    torch.manual_seed(6)
+    h, w, t, weight = torch.randn(37, 8).requires_grad_(), torch.randn(23, 8).requires_grad_(), torch.randint(0, 23, (37,)), torch.rand(37)*(torch.rand(37) < .7)
+    plain = (F.cross_entropy(h @ w.T, t, reduction='none')*weight).sum()/weight.sum()
+    ours = chunked_cross_entropy(h, w, t, 64, half, weight)
+    assert abs(plain - ours) < (.02 if half else 1e-5)
+    for a, b in zip(torch.autograd.grad(plain, (h, w)), torch.autograd.grad(ours, (h, w))): assert (a - b).norm() < (.02 if half else 1e-5)*a.norm()
+    all_, none = torch.arange(23).expand(37, 23), torch.zeros(37, 23, dtype=torch.bool)
+    assert abs(sampled_cross_entropy(h, w[t], w, t[:, None] == all_, 23, weight) - plain) < 1e-4
 
 def test_bfloat16_scores_keep_the_signal():
     torch.manual_seed(3)

@@ -14,7 +14,7 @@ from telemetry_loop.schema import Contexts
 from telemetry_loop.train import Recommender
 
 SEED = 40                                                              # of every draw
-CFG = PolicyConfig(slate=3, temperature=.7, exploration=.1, bootstrap_power=.5, bootstrap_exploration=.4)
+CFG = PolicyConfig(slate=3, temperature=.7, exploration=.1, objective='satisfaction', bootstrap_power=.5, bootstrap_exploration=.4)
 quick = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
 def enumerate_slates(w, k): # -> {slate: probability} under Plackett-Luce

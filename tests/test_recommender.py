@@ -1,14 +1,15 @@
 "A bundle is whole, says what it is, and answers the same wherever it is asked."
 import json, time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 import numpy as np, pytest, torch
 from telemetry_loop.baselines import EASE, GapMarkov
 from telemetry_loop.config import TelemetryError, folder_digest
 from telemetry_loop.fit import Targets, TrainConfig, fit, rank_targets
+from telemetry_loop.model import acts
 from telemetry_loop.metrics import ndcg
 from telemetry_loop.recommender import FILES, Blend, Recommender, blend_weights
 
-CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts', 'linear'])
+CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts', 'linear'], others=[], rewards={})
 N = 12
 START = np.random.default_rng(3).integers(0, N, 60)
 CYCLE = [(np.arange(8) + s) % N for s in START]                        # 0 -> 1 -> 2 ..
@@ -39,6 +40,32 @@ def test_weights_that_are_no_numbers_are_refused(blend):
     bad = fit(CYCLE, N, np.arange(N) % 2, CFG, 5, 1, ASK).model
     with torch.no_grad(): bad.item.weight[3, 0] = torch.nan
     with pytest.raises(TelemetryError, match='item.weight .* no numbers'): recommender(Blend(bad, blend.markov, blend.ease, .4, 3.))
+
+# --- what is told of an act
+
+@pytest.fixture(scope='module')
+def told():
+    cfg = replace(CFG, inputs=['kind', 'dwell', 'time'], others=['clicked'], rewards={'clicked': 0.})
+    rng = np.random.default_rng(1)
+    rows = [acts(s, rng.integers(1, 3, 8), rng.exponential(40, 8), np.cumsum(rng.exponential(9000, 8))) for s in CYCLE]
+    return Recommender(Blend(fit(rows, N, np.zeros(N, int), cfg, 5, 1).model, GapMarkov().fit(CYCLE, N), EASE().fit(CYCLE, N).lean(), .4, 3., ('clicked', 'satisfied'), ('clicked',)), np.array([f'i{i}' for i in range(N)]), asdict(cfg), {'seed': 5, 'threads': 1})
+
+def test_what_is_told_reaches_the_scores_and_survives_the_bundle(told, tmp_path):
+    told.save(tmp_path/'b'); back = Recommender.load(tmp_path/'b')
+    h, c, t = np.array([['i1', 'i2']]), np.array([told.items]), np.array([['2026-01-01', '2026-01-02']], 'datetime64[ms]')
+    plain = told.scores(h, c)
+    for known in (dict(kind=np.array([[1, 2]])), dict(dwell=np.array([[2., 300.]])), dict(when=t, now=t[:, 1] + 10**8)):
+        assert not np.allclose(told.scores(h, c, **known), plain) and np.array_equal(back.scores(h, c, **known), told.scores(h, c, **known))
+    assert not np.allclose(told.scores(h, c, 'engagement', kind=np.array([[1, 2]])), told.scores(h, c, kind=np.array([[1, 2]])))
+    with pytest.raises(TelemetryError, match="objective is 'clicks'; it is satisfaction or engagement"): told.scores(h, c, 'clicks')
+
+def test_acts_that_are_not_positive_are_told_but_not_counted(told):
+    read = told.acts(np.array([['i1', 'i2']]), np.array([[1, 2]]))
+    assert told.blend.positive(read).tolist() == [[-1, 2]] and read['item'].tolist() == [[1, 2]]
+
+def test_kinds_it_has_not_learned_from_are_ignored(told):
+    h, c = np.array([['i7', 'i2']]), np.array([told.items])
+    assert np.allclose(told.scores(h, c, kind=np.array([[4, 2]])), told.scores(np.array([['', 'i2']]), c, kind=np.array([[0, 2]])), atol=1e-6)
 
 # --- the bundle
 

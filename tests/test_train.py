@@ -7,7 +7,7 @@ from telemetry_loop import train
 from telemetry_loop.config import TelemetryError, file_digest, folder_digest
 from telemetry_loop.train import Recommender, Targets, TrainConfig, leave_one_out, read_sequences, train_on_sequences
 
-CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts', 'linear'])
+CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts', 'linear'], others=[], rewards={})
 N = 12
 START = np.random.default_rng(3).integers(0, N, 60)
 CYCLE = [(np.arange(8) + s) % N for s in START]                        # 0 -> 1 -> 2 ..
