@@ -49,6 +49,8 @@ def test_people_and_seeds_both_enter_the_interval():
     alone = mean(people, user)
     assert same.value == pytest.approx(alone.value) and same.ci_upper - same.value == pytest.approx(alone.ci_upper - alone.value, rel=.03) and same.n == 100
     assert apart.value == pytest.approx(same.value) and apart.ci_upper - apart.value > 1.8*(same.ci_upper - same.value)
+    many, se = over_seeds(people + np.tile([[-.5], [.5]], (15, 1)), user), (alone.ci_upper - alone.value)/1.96
+    assert many.ci_upper - many.value == pytest.approx(2*np.hypot(se, .5/29**.5), rel=.03)
     assert over_seeds(np.zeros((3, 0)), user[:0]) == Estimate(None, None, None, 0)
     exact = over_seeds(np.zeros((3, 100)), user)
     assert (exact.value, exact.ci_lower, exact.ci_upper) == (0, 0, 0)
