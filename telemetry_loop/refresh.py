@@ -119,7 +119,7 @@ class Refresher:
         old, model = self.blend, copy.deepcopy(self.blend.model)
         new = self.network.state_dict()
         model.load_state_dict({k: torch.lerp(v, new[k], share) if v.is_floating_point() else v for k, v in model.state_dict().items()})
-        return Blend(model, mixed_chain(old.markov, self.chain, share), old.ease, old.weight, (1 - share)*old.linear)
+        return Blend(model, mixed_chain(old.markov, self.chain, share), old.ease, old.weight, (1 - share)*old.linear, old.kinds, old.others)
 
 # %% ../nbs/35_refresh.ipynb #7c30fc4c
 def cut(asked:Targets, parts:int)->np.ndarray: # asked: in order of time -> (parts+1,) edges
