@@ -13,9 +13,10 @@ import gzip,time,zlib
 import numpy as np, pandas as pd
 from .config import TelemetryError, RunConfig, load_params, write_json, file_digest, folder_digest, code_digest
 from .metrics import ndcg, summarise, paired
-from .baselines import EASE, GRIDS, GapMarkov, MostPopular, tuned
+from .baselines import EASE, GRIDS, GapMarkov, MostPopular, popularity, tuned
 from .fit import PARTS, Fitted, Targets, TrainConfig, acts_of, fit, network_scores, positives, rank, rank_targets, targets_as_of
 from .schema import ACTS
+from .quality import QualityConfig, quality
 from .recommender import Blend, Recommender, blend_weights
 
 # %% ../nbs/37_train.ipynb #119cdd43
@@ -160,12 +161,14 @@ def run():
     task = read_task(features, cfg.others); test = task.test
     blend, simple, fitted, chosen = learn(task.sequences, len(task.items), task.category, cfg, common.seed, common.threads, task.valid, keep=Path('runs/train'))
     if rank(): return # one process tells
-    models, differences = compare(asking(blend, simple, test), test.user)
+    models, differences = compare(ranks := asking(blend, simple, test), test.user)
     metrics = {'models': models, 'differences': differences, 'n_targets': len(test), 'n_users': len(np.unique(test.user)), 'repeats': task.repeats, 'n_sequences': len(task.sequences), 'epochs': fitted.epochs, 'chosen': chosen}
     lock = Path('requirements.lock')
     facts = {'seed': common.seed, 'threads': common.threads, 'epochs': fitted.epochs, 'metrics': metrics, 'data_digest': folder_digest(features),
              'lock_digest': file_digest(lock) if lock.is_file() else None, 'code_digest': code_digest('metrics', 'baselines', 'model', 'fit', 'recommender', 'train')}
     recommender = Recommender(blend, task.items.item_id.to_numpy(str), asdict(cfg), facts)
     recommender.save('artifacts/train')
-    write_json('metrics/train.json', metrics | {'version': recommender.version})
+    scores = {'sequence': blend.score} | {name: m.score for name, m in simple.items()}
+    looked = quality(scores, ranks, test, popularity(positives(task.sequences, cfg.others), len(task.items)), task.items.category, load_params(QualityConfig, 'quality'), common.seed)
+    write_json('metrics/train.json', metrics | {'quality': looked, 'curves': {'loss': fitted.loss, 'valid': fitted.valid}, 'version': recommender.version})
     write_json('runs/train.json', {'seconds': round(time.time() - started[0], 2), 'cpu_seconds': round(time.process_time() - started[1], 2), 'valid': fitted.valid, 'loss': fitted.loss})

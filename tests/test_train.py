@@ -59,7 +59,7 @@ def test_sequence_door_has_the_promised_shape(tmp_path):
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path('params.yaml').write_text(yaml.safe_dump({'run': {'seed': 5, 'threads': 1, 'engine': 'duckdb', 'memory_gb': 1.}, 'train': asdict(CFG)}))
+    Path('params.yaml').write_text(yaml.safe_dump({'run': {'seed': 5, 'threads': 1, 'engine': 'duckdb', 'memory_gb': 1.}, 'train': asdict(CFG), 'quality': dict(min_users=5, categories=5, list_rows=1000, robust_rows=100, levels={'thinned': [.5]})}))
     Path('artifacts/features').mkdir(parents=True); start = pd.Timestamp('2026-01-01')
     pd.DataFrame({'item_id': [f'i{i:02}' for i in range(N)], 'category': ['', 'a']*(N//2), 'available_time': start}).to_parquet('artifacts/features/items.parquet')
     rows = [(f'u{u:02}', i, start + pd.Timedelta(days=d), start + pd.Timedelta(days=d, hours=1), split)
