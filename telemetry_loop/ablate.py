@@ -121,11 +121,12 @@ def ablate(
     cfg:AblateConfig,
     seeds:list, threads:int,
     keep:Path|None=None,   # see `gains`
+    bare:Task|None=None,   # the same people and questions as the model without the part reads them; None: as the whole does
 )->dict:                   # plain values
     "What the recommender loses without a part: NDCG@10 without minus with, and what that says."
     cfg.check(); variant = cfg.known(name); less = changed(whole, variant.change, f'ablate.variants.{name}.change')
     if (name == cfg.placebo) == bool(variant.change): raise TelemetryError(f'ablate.variants.{name}.change is {variant.change}; the placebo changes nothing and every other variant something; correct params.yaml')
-    tasks = [[dealt(task, [seed, arm]) if name == cfg.placebo else task for seed in seeds] for arm in (0, 1)]
+    tasks = [[dealt(task, [seed, arm]) if name == cfg.placebo else bare if bare and arm else task for seed in seeds] for arm in (0, 1)]
     there, gone = [np.array([gains(t, c, seed + 1000*arm*(name == cfg.placebo), threads, keep) for t, seed in zip(tasks[arm], seeds)]) for arm, c in enumerate((whole, less))]
     delta, user = over_seeds(gone - there, task.test.user), task.test.user
     plain = {k: over_seeds(x, user).as_dict() for k, x in (('with', there), ('without', gone))}
@@ -140,13 +141,15 @@ def run(
     "Ablate one part on the features; `metrics/ablate/NAME.json`."
     common, train, cfg, features = load_params(RunConfig, 'run'), load_params(TrainConfig, 'train'), load_params(AblateConfig, 'ablate'), Path('artifacts/features')
     cfg.check(); cfg.known(name)
-    task, seeds = read_task(features), [common.seed + i for i in range(cfg.whole_seeds if whole else cfg.seeds)]
-    if not whole: task, train = some_of(task, cfg.rows, cfg.targets, common.seed), changed(train, cfg.quick, 'ablate.quick')
+    seeds = [common.seed + i for i in range(cfg.whole_seeds if whole else cfg.seeds)]
+    if not whole: train = changed(train, cfg.quick, 'ablate.quick')
+    others = cfg.known(name).change.get('others', train.others)
+    task, bare = [some_of(read_task(features, o), *([10**12]*2 if whole else [cfg.rows, cfg.targets]), common.seed) if i == 0 or o != train.others else None for i, o in enumerate((train.others, others))]
     made_by = [folder_digest(features), code_digest('estimate', 'metrics', 'baselines', 'model', 'fit', 'recommender', 'train', 'ablate'), torch.__version__, common.seed, len(task.sequences), len(task.test)]
     keep = Path('runs/cache/ablate' + '-whole'*whole)/hashlib.md5(json.dumps(made_by).encode()).hexdigest()
     for old in keep.parent.iterdir() if keep.parent.is_dir() else []:
         if old != keep: shutil.rmtree(old, ignore_errors=True) # answers of other code or data
-    found = ablate(name, task, train, cfg, seeds, common.threads, keep)
+    found = ablate(name, task, train, cfg, seeds, common.threads, keep, bare)
     write_json(f'{"runs" if whole else "metrics"}/ablate/{name}.json', found)
     return found
 

@@ -11,7 +11,7 @@ from telemetry_loop.fit import Targets, TrainConfig
 from telemetry_loop.train import Task
 from conftest import ROOT
 
-CFG = TrainConfig(dim=8, blocks=1, heads=2, length=8, dropout=.1, batch=16, epochs=4, patience=4, lr=.02, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='no', device='cpu', valid_rows=100, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts'])
+CFG = TrainConfig(dim=8, blocks=1, heads=2, length=8, dropout=.1, batch=16, epochs=4, patience=4, lr=.02, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='no', device='cpu', valid_rows=100, adhoc_epochs=3, inputs=['category'], others=[], rewards={}, parts=['network', 'counts'])
 HOW = AblateConfig(seeds=3, rows=1000, targets=1000, quick={}, whole_seeds=2, band=.05, placebo='dealt', variants={'category': Variant('category', {'inputs': []}), 'counts': Variant('counts', {'parts': ['network']}), 'dealt': Variant('a random category', {})})
 SEEDS = (1, 2, 3)
 

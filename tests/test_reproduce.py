@@ -8,7 +8,7 @@ from telemetry_loop.config import TelemetryError, folder_digest, read_json, writ
 from telemetry_loop.fit import TrainConfig
 from telemetry_loop.reproduce import bundle_of, elsewhere, reproduce
 
-CFG = TrainConfig(dim=8, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=2, patience=2, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='no', device='cpu', valid_rows=50, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts', 'linear'])
+CFG = TrainConfig(dim=8, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=2, patience=2, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='no', device='cpu', valid_rows=50, adhoc_epochs=3, inputs=['category'], others=[], rewards={}, parts=['network', 'counts', 'linear'])
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
