@@ -58,7 +58,7 @@ def again(
     folder:Path, # an empty folder
 )->Path:         # the new bundle
     "Learn the same once more, in `folder`."
-    write_text(folder/'params.yaml', yaml.safe_dump({'run': read_params()['run'] | {k: facts[k] for k in ('seed', 'threads')}, 'train': params}))
+    write_text(folder/'params.yaml', yaml.safe_dump(read_params() | {'run': read_params()['run'] | {k: facts[k] for k in ('seed', 'threads')}, 'train': params}))
     (folder/'artifacts').mkdir()
     (folder/'artifacts/features').symlink_to(Path('artifacts/features').absolute())
     if Path('requirements.lock').is_file(): shutil.copy('requirements.lock', folder)

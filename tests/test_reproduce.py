@@ -13,7 +13,7 @@ CFG = TrainConfig(dim=8, blocks=1, heads=2, length=6, dropout=.1, batch=16, epoc
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path); start = pd.Timestamp('2026-01-01')
-    Path('params.yaml').write_text(yaml.safe_dump({'run': {'seed': 5, 'threads': 1, 'engine': 'duckdb', 'memory_gb': 1.}, 'train': asdict(CFG)}))
+    Path('params.yaml').write_text(yaml.safe_dump({'run': {'seed': 5, 'threads': 1, 'engine': 'duckdb', 'memory_gb': 1.}, 'train': asdict(CFG), 'quality': {'min_users': 5, 'categories': 5, 'list_rows': 100, 'robust_rows': 50, 'levels': {'cold': [1]}}}))
     Path('artifacts/features').mkdir(parents=True); Path('requirements.lock').write_text('x==1\n')
     pd.DataFrame({'item_id': [f'i{i:02}' for i in range(12)], 'category': ['', 'a']*6, 'available_time': start}).to_parquet('artifacts/features/items.parquet')
     rows = [(f'u{u:02}', (u + d) % 12, start + pd.Timedelta(days=d), start + pd.Timedelta(days=d, hours=1), split) for u in range(30) for d, split in enumerate(['train']*6 + ['valid', 'test'])]
