@@ -8,14 +8,14 @@ __all__ = ['Variant', 'AblateConfig', 'changed', 'over_seeds', 'verdict', 'some_
 # %% ../nbs/38_ablate.ipynb #9a9ff466
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-import hashlib,json,os,shutil
+import functools,hashlib,json,os,shutil
 import numpy as np
 from scipy.special import stdtrit
 from .config import TelemetryError, RunConfig, code_digest, folder_digest, from_dict, load_params, write_json
 from .estimate import Estimate, standard_error
 from .metrics import ndcg
 from .fit import Targets, TrainConfig, rank_targets
-from .train import Task, learn, read_task
+from .train import CODE, Task, baselines, learn, read_task
 import torch
 
 # %% ../nbs/38_ablate.ipynb #f49bde89
@@ -101,13 +101,14 @@ def dealt(task:Task, seed)->Task: # seed: of the deal
 def gains(
     task:Task, cfg:TrainConfig, seed:int, threads:int,
     keep:Path|None=None,  # folder of earlier answers on the same task; None: learn anew
+    known:tuple|None=None, # the baselines of the task, see `learn`
 )->np.ndarray:            # (n,) NDCG@10 of each test question
     "Learn a recommender as the train stage does, and ask it."
     name = hashlib.md5(json.dumps([asdict(cfg), seed, threads, task.category.tolist() if 'category' in cfg.inputs else None]).encode()).hexdigest()
     file = Path(keep)/f'{name}.npy' if keep else None
     if file and file.exists(): return np.load(file, allow_pickle=False)
-    blend = learn(task.sequences, len(task.items), task.category, cfg, seed, threads, task.valid)[0]
-    found = ndcg(rank_targets(blend.score, task.test))
+    blend = learn(task.sequences, len(task.items), task.category, cfg, seed, threads, task.valid, known=known)[0]
+    found = ndcg(rank_targets(blend.score, task.test, whole=True))
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(part := file.with_suffix('.part'), 'wb') as f: np.save(f, found)
@@ -127,7 +128,8 @@ def ablate(
     cfg.check(); variant = cfg.known(name); less = changed(whole, variant.change, f'ablate.variants.{name}.change')
     if (name == cfg.placebo) == bool(variant.change): raise TelemetryError(f'ablate.variants.{name}.change is {variant.change}; the placebo changes nothing and every other variant something; correct params.yaml')
     tasks = [[dealt(task, [seed, arm]) if name == cfg.placebo else bare if bare and arm else task for seed in seeds] for arm in (0, 1)]
-    there, gone = [np.array([gains(t, c, seed + 1000*arm*(name == cfg.placebo), threads, keep) for t, seed in zip(tasks[arm], seeds)]) for arm, c in enumerate((whole, less))]
+    simple = functools.cache(lambda arm: baselines(tasks[arm][0].sequences, len(task.items), (whole, less)[arm], seeds[0], task.valid)) # a seed changes nothing in them
+    there, gone = [np.array([gains(t, c, seed + 1000*arm*(name == cfg.placebo), threads, keep, simple(arm if bare else 0)) for t, seed in zip(tasks[arm], seeds)]) for arm, c in enumerate((whole, less))]
     delta, user = over_seeds(gone - there, task.test.user), task.test.user
     plain = {k: over_seeds(x, user).as_dict() for k, x in (('with', there), ('without', gone))}
     return plain | {'variant': name, 'what': variant.what, 'change': variant.change, 'delta': delta.as_dict(), 'by_seed': (gone - there).mean(1).tolist() if len(user) else [], 'verdict': verdict(delta, cfg.band), 'band': cfg.band,
@@ -145,7 +147,7 @@ def run(
     if not whole: train = changed(train, cfg.quick, 'ablate.quick')
     others = cfg.known(name).change.get('others', train.others)
     task, bare = [some_of(read_task(features, o), *([10**12]*2 if whole else [cfg.rows, cfg.targets]), common.seed) if i == 0 or o != train.others else None for i, o in enumerate((train.others, others))]
-    made_by = [folder_digest(features), code_digest('estimate', 'metrics', 'baselines', 'model', 'fit', 'recommender', 'train', 'ablate'), torch.__version__, common.seed, len(task.sequences), len(task.test)]
+    made_by = [folder_digest(features), code_digest(*CODE, 'estimate', 'ablate'), torch.__version__, common.seed, len(task.sequences), len(task.test)]
     keep = Path('runs/cache/ablate' + '-whole'*whole)/hashlib.md5(json.dumps(made_by).encode()).hexdigest()
     for old in keep.parent.iterdir() if keep.parent.is_dir() else []:
         if old != keep: shutil.rmtree(old, ignore_errors=True) # answers of other code or data

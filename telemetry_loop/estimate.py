@@ -8,7 +8,7 @@ __all__ = ['Estimate', 'count', 'standard_error', 'wald', 'mean', 'Verdict', 'Cr
 # %% ../nbs/02_estimate.ipynb #e4bd76b3
 from dataclasses import dataclass, asdict
 import math
-import numpy as np, pandas as pd
+import numpy as np
 from scipy.special import ndtri # scipy.stats takes a second to import
 from .config import TelemetryError
 
@@ -42,6 +42,7 @@ def standard_error(
     "Standard error of a mean of influences, cluster-robust when `cluster` is given."
     n = len(residual)
     if cluster is None: return float(np.std(residual, ddof=1)/np.sqrt(n)) if n > 1 else math.nan
+    import pandas as pd # here: who only loads a model should not wait for it
     codes = pd.factorize(np.asarray(cluster))[0]
     sums = np.bincount(codes, weights=residual - residual.mean())
     g = len(sums)

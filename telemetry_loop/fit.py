@@ -11,7 +11,7 @@ __all__ = ['INPUTS', 'PARTS', 'TrainConfig', 'Targets', 'seconds', 'acts_of', 't
 from dataclasses import dataclass, asdict
 from pathlib import Path
 import hashlib,json,os,time
-import numpy as np, pandas as pd
+import numpy as np, psutil
 from tqdm import tqdm
 from .config import TelemetryError, code_digest
 from .metrics import rank_of_target, ndcg
@@ -50,8 +50,15 @@ class TrainConfig:
     def shape(self)->Shape:
         "The network's part of it."
         return Shape(self.dim, self.blocks, self.heads, self.length, self.dropout, tuple(self.inputs))
+    def memory(self, n_items:int)->float:
+        "About how much fitting takes, in GB: weights with gradient, two moments and two averages; one batch of activations; slices of scores."
+        weights = n_items*self.dim + self.blocks*11*self.dim**2 + self.length*self.dim
+        acts = self.batch*(self.length + 1)*(self.blocks*(20*self.dim + ('time' in self.inputs)*3*self.heads*(self.length + 1)) + 2*self.dim)
+        return 4e-9*(6*weights + acts + 3*max(2**20, n_items))
     def check(self):
         "Refuse what cannot be."
+        for name in ('dim', 'blocks', 'heads', 'length', 'batch', 'epochs'):
+            if getattr(self, name) < 1: raise TelemetryError(f'train.{name} is {getattr(self, name)}; it is at least 1; correct params.yaml')
         if self.dim % self.heads: raise TelemetryError(f'train.dim is {self.dim} and train.heads {self.heads}; heads must divide dim; correct params.yaml')
         for name, known in (('inputs', INPUTS), ('parts', PARTS), ('others', ACTS), ('rewards', ACTS)):
             if odd := [x for x in getattr(self, name) if x not in known]: raise TelemetryError(f'train.{name} names {odd[0]!r}; known are {", ".join(known)}; correct params.yaml')
@@ -82,12 +89,12 @@ def seconds(time)->np.ndarray: # datetime64 -> float64 seconds since 1970, NaN f
     t = np.asarray(time).astype('datetime64[ms]')
     return np.where(np.isnat(t), np.nan, t.astype(np.int64)/1000)
 
-def acts_of(interactions:pd.DataFrame)->np.ndarray: # item, kind, event_time and, where known, dwell -> (n,) ACT
+def acts_of(interactions)->np.ndarray: # DataFrame with item, kind, event_time and, where known, dwell -> (n,) ACT
     "Rows of the interactions as acts."
     return acts(interactions['item'].to_numpy(), kinds_code(interactions['kind']) if 'kind' in interactions else 0, interactions['dwell'].to_numpy() if 'dwell' in interactions else np.nan, seconds(interactions['event_time']))
 
 def targets_as_of(
-    interactions:pd.DataFrame, # user_id, item, event_time, known_time, split; where known positive, kind, dwell, dwell_known; sorted by user and event_time
+    interactions,              # DataFrame: user_id, item, event_time, known_time, split; where known positive, kind, dwell, dwell_known; sorted by user and event_time
     split:str,                 # whose positive rows are asked
     available:np.ndarray,      # (N,) datetime64, when each item appeared; NaT: always there
     most:int=512,              # acts a question carries, the newest; the history is whole
@@ -97,8 +104,8 @@ def targets_as_of(
     happened, known = interactions.event_time.to_numpy(), interactions.known_time.to_numpy()
     positive = interactions.positive.to_numpy(bool) if 'positive' in interactions else np.ones(len(item), bool)
     act, lasted = acts_of(interactions), interactions.dwell_known.to_numpy() if 'dwell_known' in interactions else None
-    code = pd.factorize(user)[0]
-    first = np.searchsorted(code, code); last = np.searchsorted(code, code, 'right')
+    edge = np.flatnonzero(np.r_[True, user[1:] != user[:-1], True])
+    first, last = [np.repeat(x, np.diff(edge)) for x in (edge[:-1], edge[1:])]
     kept, history, more, repeats = [], [], [], 0
     for row in np.flatnonzero((interactions.split.to_numpy() == split) & positive):
         rows = np.arange(first[row], last[row])[known[first[row]:last[row]] < happened[row]]
@@ -309,6 +316,7 @@ def fit(
     "Learn from the sequences until validation stops improving."
     cfg.check()
     if not any(len(s) > 1 for s in sequences): raise TelemetryError(f'{len(sequences)} training sequences, none with 2 items; a next item needs one before it; bring more telemetry or a longer training window')
+    if (need := cfg.memory(n_items)) > (free := psutil.virtual_memory().available/1e9): raise TelemetryError(f'fitting {n_items:,} items with train.dim {cfg.dim}, blocks {cfg.blocks}, length {cfg.length} and batch {cfg.batch} takes about {need:,.1f} GB, {free:,.1f} GB are free; lower these in params.yaml or use a larger machine')
     torch.set_num_threads(threads)
     sequences, rng, epochs = Sequences.of(sequences), np.random.default_rng(seed), epochs or cfg.epochs
     pieces = windows(sequences, cfg.length + 1); lengths = pieces[:, 1] - pieces[:, 0]

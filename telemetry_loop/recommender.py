@@ -8,7 +8,8 @@ __all__ = ['FILES', 'Blend', 'mixed', 'blend_weights', 'Recommender']
 # %% ../nbs/34_recommender.ipynb #58327d1a
 from pathlib import Path
 import hashlib,io,json,os,shutil,tempfile
-import numpy as np, pandas as pd
+from itertools import repeat
+import numpy as np
 from scipy import sparse
 from .config import TelemetryError, read_json, write_json, file_digest
 from .schema import kinds_code
@@ -110,8 +111,8 @@ class Recommender:
     ):
         if bad := [n for n, p in blend.model.state_dict().items() if not torch.isfinite(p).all()]: raise TelemetryError(f'{bad[0]} of the network holds values that are no numbers; weights must be finite; lower train.lr or look at what it learned from')
         self.blend, self.model, self.items, self.params, self.facts = blend, blend.model, np.asarray(items, str), params, facts
-        self._index = pd.Index(self.items.astype(object), dtype=object)
-        if not self._index.is_unique: raise TelemetryError(f'item {self._index[self._index.duplicated()][0]!r} stands twice in the vocabulary; item ids are unique; correct the item events')
+        self._index = {item: i for i, item in enumerate(self.items.tolist())}
+        if twice := [item for i, item in enumerate(self.items.tolist()) if self._index[item] != i]: raise TelemetryError(f'item {twice[0]!r} stands twice in the vocabulary; item ids are unique; correct the item events')
         self._files = _packed(blend, self.items)
         self._digests = {name: _digest(data) for name, data in self._files.items()}
         self.version = _version(self._digests, params)
@@ -138,7 +139,7 @@ class Recommender:
     def indices(self, ids:np.ndarray)->np.ndarray: # str array of any shape -> int, -1 for ids outside the vocabulary
         "Item ids as catalogue indices."
         ids = np.asarray(ids, str)
-        return self._index.get_indexer(ids.ravel().astype(object)).reshape(ids.shape)
+        return np.fromiter(map(self._index.get, ids.ravel().tolist(), repeat(-1)), np.int64, ids.size).reshape(ids.shape)
     def acts(self,
         history:np.ndarray,          # (n, l) str, oldest first, '' fills; unknown ids are ignored
         kind:np.ndarray|None=None,   # (n, l) uint8, place in ACTS + 1; None: not known
@@ -188,8 +189,7 @@ class Recommender:
     )->list:                    # of lists of item ids, best first
         "The k most likely next items of many people."
         if k < 1: raise TelemetryError(f'k is {k}; a list holds at least 1 item; ask for 1 or more')
-        flat = self._index.get_indexer(np.array([i for h in histories for i in h], object))
-        read = pad_left(np.split(flat, np.cumsum([len(h) for h in histories])[:-1]))
+        read = pad_left([np.fromiter(map(self._index.get, h, repeat(-1)), np.int64, len(h)) for h in histories])
         best = np.full((len(histories), min(k, len(self.items))), -1)
         for rows in self._batches(read, cells): best[rows] = top_k(self.blend.score(read[rows]), best.shape[1], read[rows] if exclude_seen else np.full((len(rows), 1), -1))
         return [self.items[row[row >= 0]].tolist() for row in best]
