@@ -129,7 +129,7 @@ def ablate(
     if (name == cfg.placebo) == bool(variant.change): raise TelemetryError(f'ablate.variants.{name}.change is {variant.change}; the placebo changes nothing and every other variant something; correct params.yaml')
     tasks = [[dealt(task, [seed, arm]) if name == cfg.placebo else bare if bare and arm else task for seed in seeds] for arm in (0, 1)]
     simple = functools.cache(lambda arm: baselines(tasks[arm][0].sequences, len(task.items), (whole, less)[arm], seeds[0], task.valid)) # a seed changes nothing in them
-    there, gone = [np.array([gains(t, c, seed + 1000*arm*(name == cfg.placebo), threads, keep, simple(arm if bare else 0)) for t, seed in zip(tasks[arm], seeds)]) for arm, c in enumerate((whole, less))]
+    there, gone = [np.array([gains(t, c, seed, threads, keep, simple(arm if bare else 0)) for t, seed in zip(tasks[arm], seeds)]) for arm, c in enumerate((whole, less))]
     delta, user = over_seeds(gone - there, task.test.user), task.test.user
     plain = {k: over_seeds(x, user).as_dict() for k, x in (('with', there), ('without', gone))}
     return plain | {'variant': name, 'what': variant.what, 'change': variant.change, 'delta': delta.as_dict(), 'by_seed': (gone - there).mean(1).tolist() if len(user) else [], 'verdict': verdict(delta, cfg.band), 'band': cfg.band,
