@@ -9,8 +9,8 @@ with it and learn more in the time. RecTools reads its own data set; RePlay gets
 here works out the ranks: full ranking, seen items removed, ties against the target.
 
 Useful work of an interaction is 6*(N*d + W) + 12*d*blocks*c FLOPs: 2 per weight forward and 4 backward for the N x d table of answers and the W weights of that program's own block matrices, and attention over the c positions
-up to this one, on average. It is held against the fp32 matrix product of one thread, the best seen before and after each program. Scoring is the ten best unseen items of everybody, 64 people of like length at a time; with
-markov is the blend that is served, its weight chosen on the item before the last. Growth of the catalogue is measured on made-up sequences with negatives shared in the batch."""
+up to this one, on average. It is held against the fp32 matrix product of one thread, the best seen before and after each program. Scoring is the ten best unseen items of everybody, 64 people of like length at a time; blended
+is what is served, with counts and the linear model, their weights chosen on the item before the last. Growth of the catalogue is measured on made-up sequences with negatives shared in the batch."""
 import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
@@ -68,19 +68,19 @@ def fitted(sequences:list, n_items:int, **change)->tuple: # network, its config,
 def ours(folder:Path, seconds:float)->dict:
     "Train, score everybody with the network and with its blend, answer one by one, and start a bundle."
     from dataclasses import asdict
-    from telemetry_loop.baselines import GapMarkov
+    from telemetry_loop.baselines import EASE, GapMarkov
     from telemetry_loop.fit import Sequences, Targets, network_scores, pad_left, windows
-    from telemetry_loop.recommender import Blend, Recommender, blend_weight
+    from telemetry_loop.recommender import Blend, Recommender, blend_weights
     train, history, _, n_items = people()
     mixed = [train[i] for i in np.random.default_rng(SEED).permutation(len(train))]
     for n in (100, len(mixed)//5): took = fitted(mixed[:n], n_items, full_softmax=n_items)[3] # `fit` counts passes, not seconds: a fifth of the people, once warm, tells how many fit in,
     again = int(n*seconds/took)                                                               # as one pass over people who come again
     model, cfg, interactions, took = fitted([mixed[i % len(mixed)] for i in range(again)], n_items, full_softmax=n_items)
     found = learned(interactions, took, np.diff(windows(Sequences.of(train), LENGTH + 1)), model.blocks) | scored(folder, 'ours', lambda h: network_scores(model, pad_left(h)))
-    valid, markov = Targets(train, np.array([h[-1] for h in history]), np.arange(len(train)), None, None).take(np.arange(0, len(train), 4)), GapMarkov().fit(train, n_items)
-    tried = blend_weight(Blend(model, markov, 1.), valid)
-    blend, names = Blend(model, markov, max(tried, key=tried.get)), np.array([f'i{i}' for i in range(n_items)])
-    found['blend'], took = scored(folder, 'blend', lambda h: blend.score(pad_left(h))) | {'weight': blend.weight}, []
+    valid, simple = Targets(train, np.array([h[-1] for h in history]), np.arange(len(train)), None, None).take(np.arange(0, len(train), 4)), (GapMarkov().fit(train, n_items), EASE().fit(train, n_items).lean())
+    tried = blend_weights(Blend(model, *simple, 1., 0.), valid)
+    blend, names = Blend(model, *simple, *max(tried, key=tried.get)), np.array([f'i{i}' for i in range(n_items)])
+    found['blend'], took = scored(folder, 'blend', lambda h: blend.score(pad_left(h))) | {'weight': blend.weight, 'linear': blend.linear}, []
     live = Recommender(blend, names, asdict(cfg), dict(seed=SEED, threads=1)); live.save(folder/'bundle')
     for h in history[:1000]:
         words = names[h].tolist()
@@ -182,12 +182,12 @@ def measure(folder:Path, seconds:float, peers:list)->tuple: # program -> what it
     ask, found, rates = Targets(history, item, np.arange(len(item)), None, None), {}, [child('gemm', folder)['gflops']]
     def ranks(name):
         parts = iter(np.split(np.load(folder/f'{name}.npy'), range(256, len(ask), 256)))
-        return rank_targets(lambda h: next(parts), ask, 256)
+        return rank_targets(lambda h: next(parts), ask)
     for name, python in [('ours', sys.executable), *((p, python) for p in peers if (python := environment(p)))]:
         found[name] = child(name, folder, seconds, python) | {'ranks': ranks(name)}; rates.append(child('gemm', folder)['gflops'])
         print(f'{name}: {found[name]["rate"]:,.0f} interactions/CPU-s ..', flush=True)
     for f in found.values(): f['share'] = 1e-9*f['rate']*(6*n_items*DIM + f['block_flops'])/max(rates)
-    found['with markov'] = found['ours'].pop('blend') | {'ranks': ranks('blend')}
+    found['blended'] = found['ours'].pop('blend') | {'ranks': ranks('blend')}
     for name, model in (('gap_markov', GapMarkov()), ('most_popular', MostPopular())):
         start = time.process_time(); model.fit(train, n_items); took = time.process_time() - start
         found[name] = {'cpu_s': took, 'ranks': rank_targets(model.score, ask)}
@@ -197,7 +197,7 @@ def verdict(found:dict, growth:float)->dict: # what -> (value, limit, whether la
     "The limits of the issue, where this run measured them."
     mine, share, peers = found['ours'], .4 if 'avx512_bf16' in Path('/proc/cpuinfo').read_text() else .3, [p for p in PEERS if p in found]
     return {f'ours / {p}, interactions per CPU-s': (mine['rate']/found[p]['rate'], {'rectools': 5., 'replay': 3.}[p], True) for p in peers} | {f'NDCG@10, ours; limit: {p}': (mine['ndcg'], found[p]['ndcg'], True) for p in peers} | {
-        'share of fp32 matrix product': (mine['share'], share, True), 'peak GB': (mine['gb'], 1.5, False), '100 k / 3.4 k items, per interaction': (growth, 1.25, False), 'scoring with markov, users per CPU-s': (found['with markov']['users'], 2000., True),
+        'share of fp32 matrix product': (mine['share'], share, True), 'peak GB': (mine['gb'], 1.5, False), '100 k / 3.4 k items, per interaction': (growth, 1.25, False), 'scoring the blend, users per CPU-s': (found['blended']['users'], 2000., True),
         'one user, p50 ms': (mine['p50_ms'], 1.5, False), 'one user, p99 ms': (mine['p99_ms'], 8., False), 'start-up of a bundle, s': (mine['start_s'], 2., False)}
 
 def main():

@@ -15,8 +15,8 @@ from .config import TelemetryError, load_params
 from .estimate import Estimate, mean
 from .metrics import ndcg
 from .baselines import GapMarkov, pairs_matrix, recent
-from .model import SequenceModel, chunked_cross_entropy, left_aligned
-from .fit import Targets, pad_left, rank_targets
+from .model import SequenceModel, chunked_cross_entropy
+from .fit import Targets, network_state, pad_left, rank_targets
 from .recommender import Blend, Recommender
 import torch
 
@@ -101,7 +101,7 @@ def tuned_network(
     for _ in range(cfg.passes):
         for start in range(0, len(asked), cfg.batch):
             part = asked.take(np.arange(start, min(start + cfg.batch, len(asked))))
-            state = model.last(torch.from_numpy(left_aligned(pad_left(part.history), model.shape.length)))
+            state = network_state(model, pad_left(part.history))
             optimiser.zero_grad()
             chunked_cross_entropy(state, model.table(), torch.from_numpy(part.item)).backward()
             optimiser.step()
