@@ -53,15 +53,15 @@ def told(
     device='cpu',
 )->dict:                    # kind, dwell (n, l) and since (n, l+1, l+1) as classes: of each state and what it may look at
     "Acts as the network reads them."
-    with np.errstate(invalid='ignore'):
-        dwell = np.nan_to_num(np.clip(1 + 2*np.log2(1 + np.maximum(history['dwell'], 0)), 1, DWELLS - 1))
-        when, size = history['when'], (history['item'] >= 0).sum(1)
-        ask = np.pad(when, ((0, 0), (0, 1)), constant_values=np.nan)                       # a state asks for the act that follows it ..
-        ask[np.arange(len(ask)), size] = np.nan if now is None else now                    # .. and the last one for what comes now
-        gap = ask[:, :, None] - np.pad(when, ((0, 0), (1, 0)), constant_values=np.nan)[:, None] # the start state has no time
-        since = np.nan_to_num(np.clip(1 + 1.5*np.log2(1 + np.maximum(gap, 0)/60), 1, SINCES - 1))
-    to = lambda x: torch.from_numpy(x.astype(np.int64)).to(device)
-    return dict(kind=to(history['kind']), dwell=to(dwell), since=to(since) if np.isfinite(when).any() else None)
+    when, size, to = history['when'], (history['item'] >= 0).sum(1), lambda x: torch.from_numpy(x.copy()).to(device)
+    dwell = (1 + 2*torch.log2(1 + to(history['dwell']).clamp(min=0))).clamp(1, DWELLS - 1).nan_to_num(0).long()
+    if np.isnan(when).all(): return dict(kind=to(history['kind'].astype(np.int64)), dwell=dwell, since=None)
+    ask = np.pad(when, ((0, 0), (0, 1)), constant_values=np.nan)                           # a state asks for the act that follows it ..
+    ask[np.arange(len(ask)), size] = np.nan if now is None else now                        # .. and the last one for what comes now
+    first = np.nan_to_num(np.fmin.reduce(when, 1, keepdims=True))                          # seconds since then are small enough for float32
+    ask, when = to((ask - first).astype(np.float32)), to(np.pad(when - first, ((0, 0), (1, 0)), constant_values=np.nan).astype(np.float32)) # the start state has no time
+    since = (ask[:, :, None] - when[:, None]).clamp_(min=0).div_(60).add_(1).log2_().mul_(1.5).add_(1).clamp_(1, SINCES - 1).nan_to_num_(0)
+    return dict(kind=to(history['kind'].astype(np.int64)), dwell=dwell, since=since.int())
 
 # %% ../nbs/32_model.ipynb #ec5c36cb
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Block(nn.Module):
         self.since = nn.Embedding(SINCES, s.heads) if 'time' in s.inputs else None          # how much an act of that age is looked at
     def _bias(self, since, seen): # (.., q, k) classes or None, (.., q, k) bool -> (b, heads, q, k) or None
         if since is None or self.since is None: return None
-        return self.since(since).permute(0, 3, 1, 2).masked_fill(~seen, -torch.inf)
+        return self.since.weight.T[:, since].transpose(0, 1).masked_fill(~seen, -torch.inf)
     def _split(self, x): return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (b, l, dim) -> (b, heads, l, dim/heads)
     def _rest(self, x, y, seen): # x before the block, y its norm, what attention saw
         x = x + self.drop(self.out(seen.transpose(1, 2).flatten(2)))*torch.sigmoid(self.gate1(y))

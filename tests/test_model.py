@@ -69,6 +69,10 @@ def test_the_moment_of_the_question_matters_and_only_where_it_is_asked(rich):
     a, b = (rich(item, told(TOLD, np.array([t, 4e6]))) for t in (1e4, 1e7))
     assert (a - b)[1].abs().max() == 0 and (a - b)[0, :3].abs().max() < 1e-6 and (a - b)[0, 3].abs().max() > 1e-3
 
+def test_one_act_of_one_person_is_told_too(rich):
+    one, item = TOLD[:1, :1], torch.tensor([[1]])
+    assert torch.isfinite(rich.last(item, told(one, np.array([50.])))).all() and told(one, None)['dwell'].shape == (1, 1)
+
 def test_nothing_told_is_everything_unknown(rich):
     blank = acts(TOLD['item']); item = torch.from_numpy(TOLD['item'].astype(np.int64))
     assert (rich.last(item) - rich.last(item, told(blank, None))).abs().max() < 1e-5
