@@ -13,13 +13,13 @@ from itertools import zip_longest
 import gzip,time,zlib
 import numpy as np, pandas as pd
 from .config import TelemetryError, RunConfig, load_params, write_json, file_digest, folder_digest, code_digest
-from .metrics import ndcg, summarise, paired
+from .metrics import ndcg, rank_of_target, summarise, paired
 from .baselines import EASE, GRIDS, GapMarkov, MostPopular, popularity, tuned
-from .fit import PARTS, Fitted, Targets, TrainConfig, acts_of, fit, network_scores, positives, rank, rank_targets, targets_as_of
+from .fit import PARTS, Fitted, Targets, TrainConfig, acts_of, asked, fit, network_scores, positives, rank, rank_targets, targets_as_of, told_of
 from .schema import ACTS
 from .quality import QualityConfig, quality
 from .refresh import RefreshConfig # and with it `Recommender.update`
-from .recommender import Blend, Recommender, blend_weights
+from .recommender import Blend, Recommender, blend_weights, mixed
 import torch
 
 # %% ../nbs/37_train.ipynb #683cc10c
@@ -75,8 +75,11 @@ def kinds_in(sequences)->tuple: # as `learn` takes them -> names; () where acts 
 
 def asking(blend:Blend, simple:dict, targets:Targets)->dict: # the recommender, baselines by name, questions -> name -> (n,) ranks
     "The same questions to every model; recommender and network are told all that is known."
-    ours = {'sequence': blend.score, 'network': lambda *h: network_scores(blend.model, *h)}
-    return {name: rank_targets(score, targets, whole=True) for name, score in ours.items()} | {name: rank_targets(m.score, targets) for name, m in simple.items()}
+    ours = {'sequence': [np.zeros(0, int)], 'network': [np.zeros(0, int)]}
+    for part, seen, there in asked(targets): # the network answers once for both
+        parts = blend.parts(*told_of(part))
+        for name, score in (('sequence', mixed(*parts, blend.weight, blend.linear)), ('network', parts[0])): ours[name].append(rank_of_target(score, part.item, seen, there))
+    return {name: np.concatenate(found) for name, found in ours.items()} | {name: rank_targets(m.score, targets) for name, m in simple.items()}
 
 # %% ../nbs/37_train.ipynb #cda33805
 def compare(ranks:dict, user:np.ndarray)->tuple: # ranks: name -> (n,), `sequence` among them -> (models, differences) as plain values

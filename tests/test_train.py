@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, yaml
 from telemetry_loop import train
 from telemetry_loop.config import TelemetryError, file_digest, folder_digest
+from telemetry_loop.fit import network_scores, rank_targets
 from telemetry_loop.train import Recommender, Targets, TrainConfig, leave_one_out, read_sequences, train_on_sequences
 
 CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts', 'linear'], others=[], rewards={})
@@ -53,6 +54,12 @@ def test_sequence_door_has_the_promised_shape(tmp_path):
     assert all(set(m) == {'ndcg@10', 'recall@10'} and set(m['ndcg@10']) == {'value', 'ci_lower', 'ci_upper', 'n'} for m in found['models'].values())
     assert found['skipped_users'] == 1 and found['cpu_seconds'] > 0 and found['models']['sequence']['ndcg@10']['value'] > found['models']['most_popular']['ndcg@10']['value']
     assert json.dumps(found, allow_nan=False) and sorted(p.name for p in tmp_path.iterdir()) == ['c.txt']
+
+def test_asking_in_one_go_is_asking_each():
+    blend, simple, _, _ = train.learn(CYCLE, N, np.zeros(N, int), CFG, 5, 1, ASK)
+    both = train.asking(blend, simple, ASK)
+    assert both['sequence'].tolist() == rank_targets(blend.score, ASK).tolist() and both['network'].tolist() == rank_targets(lambda h: network_scores(blend.model, h), ASK).tolist()
+    assert set(both) == {'sequence', 'network', *simple} and both['ease'].tolist() == rank_targets(simple['ease'].score, ASK).tolist()
 
 # --- the stage
 
