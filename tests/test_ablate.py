@@ -65,7 +65,7 @@ def test_a_subsample_is_the_same_every_time_and_no_larger_than_asked():
 
 def test_the_whole_model_is_learned_once(tmp_path, monkeypatch):
     task, calls, learn = world(1, 'order', asked=20), [], ablate.learn
-    monkeypatch.setattr(ablate, 'learn', lambda *a: calls.append(a) or learn(*a))
+    monkeypatch.setattr(ablate, 'learn', lambda *a, **k: calls.append(a) or learn(*a, **k))
     first = ablate.ablate('category', task, CFG, HOW, [1, 2], 1, tmp_path); assert len(calls) == 4
     ablate.ablate('counts', task, CFG, HOW, [1, 2], 1, tmp_path); assert len(calls) == 6
     assert ablate.ablate('category', task, CFG, HOW, [1, 2], 1, tmp_path) == first and len(calls) == 6 and not list(tmp_path.glob('*.part'))

@@ -270,7 +270,7 @@ def test_contexts_of_the_tiny_world_read_the_same_slowly(tiny):
 
 def test_acts_beside_the_positive_ones_read_the_same_slowly(tiny):
     "What was opened and left again is told of once that is clear; how long an act lasted once the last beat has arrived."
-    f, e, some = tiny['features'], tiny['events'], tiny['logged'].iloc[::151]
+    f, e, some = tiny['features'], tiny['events'], tiny['logged'].iloc[::91]
     beats = e[e['type'].isin(['click', 'heartbeat', 'close'])].groupby(['user_id', 'item_id'])          # nobody is offered an item twice
     told, lasted, stayed = beats['received_time'].max(), beats['elapsed'].max(), set(tiny['acts'].query("kind == 'satisfied'")[['user_id', 'item_id']].itertuples(index=False, name=None))
     left, c, timed = tiny['acts'].query("kind == 'clicked'"), contexts_of(some, f), 0
