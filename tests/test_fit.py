@@ -9,13 +9,8 @@ from telemetry_loop.baselines import MostPopular
 from telemetry_loop.config import TelemetryError
 from telemetry_loop.metrics import ndcg
 from telemetry_loop.model import acts
-from telemetry_loop.fit import Learner, Sequences, Targets, TrainConfig, fit, gathered, length_batches, network_scores, positives, rank_targets, targets_as_of, windows
-
-CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts', 'linear'], others=[], rewards={})
-N = 12
-START = np.random.default_rng(3).integers(0, N, 60)
-CYCLE = [(np.arange(8) + s) % N for s in START]                        # 0 -> 1 -> 2 ..
-ASK = Targets([(np.arange(3) + s) % N for s in range(N)], (np.arange(N) + 3) % N, np.arange(N), None, None)
+from telemetry_loop.fit import Learner, Sequences, Targets, fit, gathered, length_batches, network_scores, positives, rank_targets, targets_as_of, windows
+from circle import ASK, CFG, CYCLE, N
 
 @pytest.fixture(scope='module')
 def fitted(): return fit(CYCLE, N, np.arange(N) % 2, CFG, 5, 1, ASK)

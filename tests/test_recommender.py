@@ -4,16 +4,11 @@ from dataclasses import asdict, replace
 import numpy as np, pytest, torch
 from telemetry_loop.baselines import EASE, GapMarkov
 from telemetry_loop.config import TelemetryError, folder_digest
-from telemetry_loop.fit import Targets, TrainConfig, fit, rank_targets
+from telemetry_loop.fit import Targets, fit, rank_targets
 from telemetry_loop.model import acts
 from telemetry_loop.metrics import ndcg
 from telemetry_loop.recommender import FILES, Blend, Recommender, blend_weights
-
-CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts', 'linear'], others=[], rewards={})
-N = 12
-START = np.random.default_rng(3).integers(0, N, 60)
-CYCLE = [(np.arange(8) + s) % N for s in START]                        # 0 -> 1 -> 2 ..
-ASK = Targets([(np.arange(3) + s) % N for s in range(N)], (np.arange(N) + 3) % N, np.arange(N), None, None)
+from circle import ASK, CFG, CYCLE, N
 
 @pytest.fixture(scope='module')
 def blend(): return Blend(fit(CYCLE, N, np.arange(N) % 2, CFG, 5, 1, ASK).model, GapMarkov().fit(CYCLE, N), EASE().fit(CYCLE, N).lean(), .4, 3.)
