@@ -74,6 +74,17 @@ class Shape:
     dropout: float # share of values dropped while learning
     inputs: tuple  # what it is told of an act beside item and place: category, kind, dwell, time
 
+class _Rows(torch.autograd.Function):
+    "Rows of a small table asked for many times; the gradient is summed in one order, so that it has the same bytes every time."
+    @staticmethod
+    def forward(ctx, table, index): # (n, d), int of any shape -> (.., d)
+        ctx.save_for_backward(index); ctx.rows = len(table)
+        return F.embedding(index, table)
+    @staticmethod
+    def backward(ctx, grad):
+        index = ctx.saved_tensors[0].flatten()
+        return torch.stack([torch.bincount(index, g.flatten().double(), ctx.rows) for g in grad.unbind(-1)], 1).to(grad.dtype), None
+
 class Block(nn.Module):
     "Pre-norm attention and feed-forward, each let through a gate (LiGR, Borisyuk et al. 2024)."
     def __init__(self, s:Shape):
@@ -84,7 +95,7 @@ class Block(nn.Module):
         self.since = nn.Embedding(SINCES, s.heads) if 'time' in s.inputs else None          # how much an act of that age is looked at
     def _bias(self, since, seen): # (.., q, k) classes or None, (.., q, k) bool -> (b, heads, q, k) or None
         if since is None or self.since is None: return None
-        return self.since.weight.T[:, since].transpose(0, 1).masked_fill(~seen, -torch.inf)
+        return _Rows.apply(self.since.weight, since).permute(0, 3, 1, 2).masked_fill(~seen, -torch.inf)
     def _split(self, x): return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (b, l, dim) -> (b, heads, l, dim/heads)
     def _rest(self, x, y, seen): # x before the block, y its norm, what attention saw
         x = x + self.drop(self.out(seen.transpose(1, 2).flatten(2)))*torch.sigmoid(self.gate1(y))

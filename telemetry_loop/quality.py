@@ -90,16 +90,10 @@ def of_groups(
 def lists_of(
     score,         # (n, l) histories padded left with -1 -> (n, N)
     targets,       # `Targets`: what is asked
-    rows:int=256,  # asked at once
 )->np.ndarray:     # (n, 10) item indices, best first; -1: no item left
     "What each person would have been shown: items that existed and that they had not had."
-    from telemetry_loop.fit import pad_left # here, because torch stands behind it and starts slowly
-    found = [np.zeros((0, K), int)]
-    for start in range(0, len(targets), rows):
-        part = targets.take(np.arange(start, min(start + rows, len(targets))))
-        seen = pad_left(part.history)
-        found.append(top_k(score(seen), K, seen, None if part.available is None else ~(part.available[None] > part.time[:, None])))
-    return np.concatenate(found)
+    from telemetry_loop.fit import asked # here, because torch stands behind it and starts slowly
+    return np.concatenate([np.zeros((0, K), int)] + [top_k(score(seen), K, seen, there) for _, seen, there in asked(targets)])
 
 def _some(n:int, most:int, seed:int)->np.ndarray: # row numbers, in order
     "All rows, or a random part of them."

@@ -6,8 +6,8 @@
 __all__ = ['CODE', 'some_of', 'baselines', 'learn', 'refit', 'kinds_in', 'asking', 'compare', 'read_sequences', 'leave_one_out',
            'train_on_sequences', 'Task', 'read_task', 'run']
 
-# %% ../nbs/37_train.ipynb #cf16a275
-from dataclasses import asdict, dataclass
+# %% ../nbs/37_train.ipynb #259f15e9
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from itertools import zip_longest
 import gzip,time,zlib
@@ -123,7 +123,7 @@ def train_on_sequences(
     if protocol != 'leave-one-out': raise TelemetryError(f'protocol is {protocol!r}; the one known is leave-one-out; ask for that')
     started = time.process_time()
     sequences, items, skipped = read_sequences(path)
-    if cfg is None: cfg = load_params(TrainConfig, 'train')
+    cfg = replace(cfg or load_params(TrainConfig, 'train'), inputs=[]) # such a file tells of items and nothing else
     if seed is None: seed = load_params(RunConfig, 'run').seed
     if threads is None: threads = load_params(RunConfig, 'run').threads
     ask, known, n = leave_one_out(sequences), [s[:-1] for s in sequences], len(items)

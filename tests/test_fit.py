@@ -86,6 +86,14 @@ def test_same_seed_same_weights_and_another_seed_other_weights(fitted):
     assert same(again.model, fitted.model) and again.valid == fitted.valid and not same(other.model, fitted.model)
 
 @pytest.mark.parametrize('full_softmax', [1000, 1])
+def test_two_threads_write_the_same_bytes_on_batches_they_share(full_softmax):
+    rng = np.random.default_rng(4)                                     # long enough that threads share the sums behind a gradient
+    told = [acts(rng.integers(0, 900, 80), rng.integers(1, 3, 80), rng.exponential(20, 80), np.cumsum(rng.exponential(3000, 80))) for _ in range(192)]
+    cfg = replace(CFG, length=80, batch=64, epochs=2, full_softmax=full_softmax, inputs=['category', 'kind', 'dwell', 'time'], rewards={'clicked': 0., 'satisfied': 1.})
+    first, *others = [fit(told, 1000, np.arange(1000) % 7, cfg, 5, 2).model for _ in range(4)]
+    assert all(same(first, o) for o in others)
+
+@pytest.mark.parametrize('full_softmax', [1000, 1])
 def test_killed_at_twenty_points_it_ends_with_the_same_weights(tmp_path, monkeypatch, full_softmax):
     cfg = replace(CFG, epochs=6, full_softmax=full_softmax)
     ask = replace(ASK, item=(ASK.item + 5) % N)

@@ -1,18 +1,13 @@
 "The stage and the ad-hoc door: the same questions to every model, nothing lost on bad input."
 import gzip, json, os, subprocess, sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, yaml
 from telemetry_loop import train
 from telemetry_loop.config import TelemetryError, file_digest, folder_digest
 from telemetry_loop.fit import network_scores, rank_targets
-from telemetry_loop.train import Recommender, Targets, TrainConfig, leave_one_out, read_sequences, train_on_sequences
-
-CFG = TrainConfig(dim=16, blocks=1, heads=2, length=6, dropout=.1, batch=16, epochs=8, patience=3, lr=.01, weight_decay=.01, average=.9, full_softmax=1000, negatives=32, half='auto', device='cpu', valid_rows=500, adhoc_epochs=3, inputs=['category'], parts=['network', 'counts', 'linear'], others=[], rewards={})
-N = 12
-START = np.random.default_rng(3).integers(0, N, 60)
-CYCLE = [(np.arange(8) + s) % N for s in START]                        # 0 -> 1 -> 2 ..
-ASK = Targets([(np.arange(3) + s) % N for s in range(N)], (np.arange(N) + 3) % N, np.arange(N), None, None)
+from telemetry_loop.train import Recommender, leave_one_out, read_sequences, train_on_sequences
+from circle import ASK, CFG, CYCLE, N
 
 def frame(rows):
     log = pd.DataFrame(rows, columns=['user_id', 'item', 'event_time', 'known_time', 'split'])
@@ -60,6 +55,12 @@ def test_asking_in_one_go_is_asking_each():
     both = train.asking(blend, simple, ASK)
     assert both['sequence'].tolist() == rank_targets(blend.score, ASK).tolist() and both['network'].tolist() == rank_targets(lambda h: network_scores(blend.model, h), ASK).tolist()
     assert set(both) == {'sequence', 'network', *simple} and both['ease'].tolist() == rank_targets(simple['ease'].score, ASK).tolist()
+
+def test_a_sequence_file_tells_of_items_alone(tmp_path, monkeypatch):
+    used, fit = [], train.fit
+    monkeypatch.setattr(train, 'fit', lambda *a, **k: used.append(a[3].inputs) or fit(*a, **k))
+    train_on_sequences(write(tmp_path/'c.txt', '\n'.join(f'u{u} ' + ' '.join(f'i{i}' for i in s) for u, s in enumerate(CYCLE))), 'leave-one-out', replace(CFG, inputs=['category', 'kind', 'dwell', 'time']), 5, 1)
+    assert used == [[], []]
 
 # --- the stage
 
