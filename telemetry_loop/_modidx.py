@@ -921,6 +921,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'telemetry_loop/support.py'),
                                         'telemetry_loop.support.widening': ('support.html#widening', 'telemetry_loop/support.py')},
             'telemetry_loop.train': { 'telemetry_loop.train.Task': ('train.html#task', 'telemetry_loop/train.py'),
+                                      'telemetry_loop.train._text': ('train.html#_text', 'telemetry_loop/train.py'),
                                       'telemetry_loop.train.asking': ('train.html#asking', 'telemetry_loop/train.py'),
                                       'telemetry_loop.train.baselines': ('train.html#baselines', 'telemetry_loop/train.py'),
                                       'telemetry_loop.train.compare': ('train.html#compare', 'telemetry_loop/train.py'),

@@ -110,21 +110,25 @@ def _only_with(door:str, **options): # option -> value as given
 def train(
     sequences:Annotated[Optional[Path], typer.Option(help='Train and score on this `user item item ...` file instead of the pipeline\'s features.', show_default=False)]=None,
     protocol:Annotated[Optional[str], typer.Option(help='With --sequences: leave-one-out.', show_default=False)]=None,
+    apart:Annotated[Optional[Path], typer.Option(help='With --sequences: a file of users whose figures are also told apart.', show_default=False)]=None,
+    once:Annotated[bool, typer.Option('--once', help='With --sequences: do not learn again with the validation item, which takes as long once more.')]=False,
     json:Json=None,
     variant:Annotated[Optional[str], typer.Option(help='What the model loses without one part, named under ablate.variants in params.yaml; `all`: each in turn.', show_default=False)]=None,
     whole:Annotated[bool, typer.Option('--whole', help='With --variant: from all people and passes, to runs/ablate/.')]=False):
+    door = dict(protocol=protocol, apart=apart, once=once or None, json=json)
     if whole and variant is None: _only_with('--variant', whole=True)
     if variant is not None:
         if sequences is not None: raise TelemetryError('--sequences goes without --variant; parts are taken out on the pipeline\'s features; leave one of them out')
-        _only_with('--sequences', protocol=protocol, json=json)
+        _only_with('--sequences', **door)
         if variant == 'all': print(table(_module('ablate').run_all(whole)))
         else: found = _module('ablate').run(variant, whole); print(f'without {found["what"]}: NDCG@10 changes by {shown(found["delta"])}; {found["verdict"]}')
         return
-    if sequences is None: _only_with('--sequences', protocol=protocol, json=json); _run('train'); return
-    found = plain(_module('train').train_on_sequences(sequences, protocol or 'leave-one-out'))
-    metrics = sorted({m for scores in found['models'].values() for m in scores})
-    print(table([['model', *metrics]] + [[name, *(shown(scores.get(m)) if m in scores else '-' for m in metrics)] for name, scores in found['models'].items()]))
-    print('\n'.join(f'{k}: {shown(v)}' for k, v in found.items() if k != 'models'))
+    if sequences is None: _only_with('--sequences', **door); _run('train'); return
+    found = plain(_module('train').train_on_sequences(sequences, protocol or 'leave-one-out', apart=apart, again=not once))
+    metrics, who = sorted(found['models']['sequence']), {'models': 'model', 'apart': 'told apart', 'not_apart': 'the others'}
+    for part, head in who.items():
+        if part in found: print(table([[head, *metrics]] + [[name, *(shown(scores[m]) for m in metrics)] for name, scores in found[part].items()]) + '\n')
+    print('\n'.join(f'{k}: {shown(v)}' for k, v in found.items() if k not in who))
     if json: write_json(json, found)
 
 _stage('policy')

@@ -88,22 +88,26 @@ def compare(ranks:dict, user:np.ndarray)->tuple: # ranks: name -> (n,), `sequenc
     models = {name: plain(summarise(r, user)) for name, r in ranks.items()}
     return models, plain({f'sequence_minus_{name}': paired(ranks['sequence'], r, user) for name, r in ranks.items() if name != 'sequence'})
 
-# %% ../nbs/37_train.ipynb #5246d4e3
-def read_sequences(path)->tuple: # path: text file, `.gz` or not -> (int arrays, vocabulary, users skipped)
-    "Sequences of at least 3 items; items are numbered as they first appear."
-    path, people = Path(path), {}
-    if not path.is_file(): raise TelemetryError(f'{path} is not a file; sequences are read from one text file; correct the path')
+# %% ../nbs/37_train.ipynb #b5865530
+def _text(path, line:str)->str: # of a file, `.gz` or not; what one of its lines is
+    path = Path(path)
+    if not path.is_file(): raise TelemetryError(f'{path} is not a file; a line of it is {line}; correct the path')
     try: text = (gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()).decode()
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error): text = '\0'
-    if '\0' in text: raise TelemetryError(f'{path} is not UTF-8 text; a line is `user item item ..`; convert it first')
+    if '\0' in text: raise TelemetryError(f'{path} is not UTF-8 text; a line is {line}; convert it first')
+    return text
+
+def read_sequences(path)->tuple: # path: text file, `.gz` or not -> (int arrays, vocabulary, users, how many were skipped)
+    "Sequences of at least 3 items; items are numbered as they first appear."
+    text, people = _text(path, '`user item item ..`'), {}
     for number, line in enumerate(text.splitlines(), 1):
         user, *items = line.split() or ['']
         if user and not items: raise TelemetryError(f'{path}, line {number} has user {user[:40]!r} but no items; a line is `user item item ..`; correct or remove it')
         if user: people.setdefault(user, []).extend(items)
-    kept = [s for s in people.values() if len(s) >= 3]
+    kept = {user: s for user, s in people.items() if len(s) >= 3}
     if not kept: raise TelemetryError(f'{path} has {len(people)} users, none with 3 items; one each is needed to learn, to validate and to test; bring longer histories')
-    codes, items = pd.factorize(np.array([i for s in kept for i in s], object))
-    return np.split(codes, np.cumsum([len(s) for s in kept])[:-1]), np.asarray(items, str), len(people) - len(kept)
+    codes, items = pd.factorize(np.array([i for s in kept.values() for i in s], object))
+    return np.split(codes, np.cumsum([len(s) for s in kept.values()])[:-1]), np.asarray(items, str), np.array(list(kept), str), len(people) - len(kept)
 
 # %% ../nbs/37_train.ipynb #eb5f7bcc
 def leave_one_out(sequences:list, last:int=1)->Targets: # last: 1 asks for the last item, 2 for the one before
@@ -118,22 +122,28 @@ def train_on_sequences(
     cfg:TrainConfig|None=None,       # how to learn; None: params.yaml
     seed:int|None=None,              # None: params.yaml
     threads:int|None=None,           # None: params.yaml
+    apart=None,                      # a text file of users whose figures are also told apart; None: nobody's
+    again:bool=True,                 # also learn again with the validation item, which takes as long once more
 )->dict:                             # models with their metrics, cpu_seconds
     "Train and score on any sequence file; nothing is written."
     if protocol != 'leave-one-out': raise TelemetryError(f'protocol is {protocol!r}; the one known is leave-one-out; ask for that')
     started = time.process_time()
-    sequences, items, skipped = read_sequences(path)
+    sequences, items, users, skipped = read_sequences(path)
+    names = set() if apart is None else set(_text(apart, 'one user').split())
+    if strange := names - set(users): raise TelemetryError(f'{apart} names user {min(strange)!r}, who has no sequence of 3 items in {path}; everybody told apart must have one; remove those who have none')
     cfg = replace(cfg or load_params(TrainConfig, 'train'), inputs=[]) # such a file tells of items and nothing else
     if seed is None: seed = load_params(RunConfig, 'run').seed
     if threads is None: threads = load_params(RunConfig, 'run').threads
     ask, known, n = leave_one_out(sequences), [s[:-1] for s in sequences], len(items)
     plain = n, np.zeros(n, int), cfg, seed, threads
     blend, simple, fitted, chosen = learn([s[:-2] for s in sequences], *plain, leave_one_out(known), cfg.adhoc_epochs)
-    again = refit(known, *plain, fitted, chosen)
-    ranks = {name: rank_targets(m.score, ask) for name, m in ({'sequence': blend, 'sequence_refit': again} | simple | {'gap_markov_refit': again.markov, 'most_popular_with_test': MostPopular().fit(sequences, n)}).items()}
-    ranks['network'], ranks['network_refit'] = [rank_targets(lambda h: network_scores(m.model, h), ask) for m in (blend, again)]
-    models = {name: {k: e.as_dict() for k, e in summarise(r, ask.user).items() if k != 'mrr'} for name, r in ranks.items()}
-    return {'models': models, 'n_users': len(sequences), 'n_items': len(items), 'n_targets': len(ask), 'skipped_users': skipped, 'epochs': fitted.epochs, 'chosen': chosen, 'differences': compare(ranks, ask.user)[1], 'cpu_seconds': round(time.process_time() - started, 2)}
+    ranks = asking(blend, simple, ask) | {'most_popular_with_test': rank_targets(MostPopular().fit(sequences, n).score, ask)}
+    if again:
+        late = refit(known, *plain, fitted, chosen)
+        ranks |= {f'{name}_refit': r for name, r in asking(late, {'gap_markov': late.markov}, ask).items()}
+    told = lambda some: {name: {k: e.as_dict() for k, e in summarise(r[some], ask.user[some]).items() if k != 'mrr'} for name, r in ranks.items()}
+    mine = np.isin(users[ask.user], list(names))
+    return {'models': told(ask.user >= 0), **({'apart': told(mine), 'not_apart': told(~mine)} if names else {}), 'n_users': len(sequences), 'n_items': len(items), 'n_targets': len(ask), 'skipped_users': skipped, 'epochs': fitted.epochs, 'chosen': chosen, 'differences': compare(ranks, ask.user)[1], 'cpu_seconds': round(time.process_time() - started, 2)}
 
 # %% ../nbs/37_train.ipynb #8fb0b3eb
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def test_package_imports_away_from_the_repository(tmp_path):
 @pytest.mark.parametrize('words,says', [
     (['dance'], ['dance']), (['train', '--colour', 'red'], ['--colour']), (['loop', '--rounds', 'x'], ['--rounds']), (['loop', '--rounds', '0'], ['--rounds']), (['import', 'movielens'], ['path']),
     (['train', '--protocol', 'leave-one-out'], ['--protocol', '--sequences']), (['train', '--variant', 'colour'], ['colour', 'category', 'random_category']), (['train', '--whole'], ['--whole', '--variant']),
-    (['train', '--variant', 'category', '--json', 'x.json'], ['--json', '--sequences']), (['train', '--variant', 'category', '--sequences', 'x.txt'], ['--sequences', '--variant']), (['reproduce', 'nothing'], ['nothing', 'artifacts/train']), (['reproduce'], ['VERSION']), (['train', '--json', 'x.json'], ['--json', '--sequences']),
+    (['train', '--variant', 'category', '--json', 'x.json'], ['--json', '--sequences']), (['train', '--variant', 'category', '--sequences', 'x.txt'], ['--sequences', '--variant']), (['reproduce', 'nothing'], ['nothing', 'artifacts/train']), (['reproduce'], ['VERSION']), (['train', '--json', 'x.json'], ['--json', '--sequences']), (['train', '--once'], ['--once', '--sequences']), (['train', '--apart', 'x'], ['--apart', '--sequences']),
     (['ope', '--action', 'a'], ['--action', '--log']), (['ope', '--log', 'x.csv', '--action', 'a'], ['--reward', '--propensity', '--target']),
     (['import', 'netflix', 'x', '--to', 'y'], ['netflix', 'movielens, sequences, otto']), (['import', 'otto', 'none.jsonl', '--to', 'y'], ['none.jsonl']),
     (['report', '99_none'], ['99_none']), (['report', '00_summary', '-p', 'k'], ['-p k', 'NAME=VALUE']),

@@ -28,9 +28,9 @@ def test_missing_file_and_unknown_protocol_are_refused(tmp_path):
     with pytest.raises(TelemetryError, match='leave-one-out'): train_on_sequences(tmp_path/'none.txt', 'random', CFG, 1, 1)
 
 def test_short_users_are_counted_and_pairs_are_read_as_lines(tmp_path):
-    lines, items, skipped = read_sequences(write(tmp_path/'a.txt', 'u x y z x\n\nv x y\n'))
-    pairs, _, _ = read_sequences(write(tmp_path/'b.txt', 'u x\nu y\nv x\nu z\nu x\nv y\n'))
-    assert [s.tolist() for s in lines] == [s.tolist() for s in pairs] == [[0, 1, 2, 0]] and items.tolist() == ['x', 'y', 'z'] and skipped == 1
+    lines, items, users, skipped = read_sequences(write(tmp_path/'a.txt', 'u x y z x\n\nv x y\n'))
+    pairs, *_ = read_sequences(write(tmp_path/'b.txt', 'u x\nu y\nv x\nu z\nu x\nv y\n'))
+    assert [s.tolist() for s in lines] == [s.tolist() for s in pairs] == [[0, 1, 2, 0]] and items.tolist() == ['x', 'y', 'z'] and users.tolist() == ['u'] and skipped == 1
 
 def test_a_packed_file_is_read_and_half_of_one_is_refused(tmp_path):
     packed = gzip.compress(b'u x y z x\n'*200)
@@ -49,6 +49,15 @@ def test_sequence_door_has_the_promised_shape(tmp_path):
     assert all(set(m) == {'ndcg@10', 'recall@10'} and set(m['ndcg@10']) == {'value', 'ci_lower', 'ci_upper', 'n'} for m in found['models'].values())
     assert found['skipped_users'] == 1 and found['cpu_seconds'] > 0 and found['models']['sequence']['ndcg@10']['value'] > found['models']['most_popular']['ndcg@10']['value']
     assert json.dumps(found, allow_nan=False) and sorted(p.name for p in tmp_path.iterdir()) == ['c.txt']
+
+def test_some_people_are_told_apart_and_learning_again_can_be_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    text = '\n'.join(f'u{u} ' + ' '.join(f'i{i}' for i in (s if u % 4 else rng.permutation(s))) for u, s in enumerate(CYCLE)) # every fourth goes anywhere
+    found = train_on_sequences(write(tmp_path/'c.txt', text), 'leave-one-out', CFG, 5, 1, write(tmp_path/'few.txt', '\n'.join(f'u{u}' for u in range(0, 60, 4))), again=False)
+    apart, others, all_ = [found[k]['gap_markov']['ndcg@10'] for k in ('apart', 'not_apart', 'models')]
+    assert apart['n'] == 15 and others['n'] == 45 and all_['value'] == pytest.approx((15*apart['value'] + 45*others['value'])/60) and others['value'] > apart['value']
+    assert not any('refit' in name for name in found['models']) and set(found['apart']) == set(found['models'])
+    with pytest.raises(TelemetryError, match="'nobody'"): train_on_sequences(tmp_path/'c.txt', 'leave-one-out', CFG, 5, 1, write(tmp_path/'odd.txt', 'u1\nnobody'))
 
 def test_asking_in_one_go_is_asking_each():
     blend, simple, _, _ = train.learn(CYCLE, N, np.zeros(N, int), CFG, 5, 1, ASK)

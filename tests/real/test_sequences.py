@@ -18,7 +18,7 @@ def asked(sequences, n_items, models): # name -> (model, last items it may not k
 
 @pytest.mark.skipif(not BEAUTY.is_file(), reason='Beauty.txt is not in ../shared/data')
 def test_beauty():
-    sequences, items, skipped = read_sequences(BEAUTY)
+    sequences, items, _, skipped = read_sequences(BEAUTY)
     assert (len(sequences), len(items), skipped) == (22363, 12101, 0)
     found = asked(sequences, len(items), dict(popular=(MostPopular(), 2), popular_with_test=(MostPopular(), 0), markov=(GapMarkov(), 2), markov_refit=(GapMarkov(), 1), tuned=(GapMarkov(fresh=.6, rare=.15), 2)))
     four = lambda name: tuple(round(x, 4) for x in found[name])
