@@ -4,15 +4,14 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from telemetry_loop import ope
 from telemetry_loop.config import TelemetryError, read_json, write_json
-from telemetry_loop.ope import OpeConfig, cross_fit, dm, dr, evaluate, evaluate_log, evidence, ips, snips
+from telemetry_loop.ope import KNOBS, OpeConfig, clipped, dm, dr, dr_os, evaluate, evaluate_log, evidence, ips, slope, sndr, snips, sub_gaussian, switch_dr
+from telemetry_loop.reward import cross_fit
+from slate_log import TABLES, slates, softmax
 from telemetry_loop.support import DEFAULT_LIMITS, widening
 from telemetry_loop.estimate import standard_error
 
 SEED, REPLICATIONS = 20261, 400  # declared once
 COVER = (.9175, .98)             # 95 % within 3 binomial standard errors of 400 replications
-
-def softmax(x):
-    e = np.exp(x - x.max(1, keepdims=True)); return e/e.sum(1, keepdims=True)
 
 class World:
     "Contextual bandit: the expected reward of every action is known."
@@ -72,6 +71,27 @@ def test_delta_method_width(study):
     fixed = np.mean([2*1.96*np.std(d['target_prob']/d['propensity']*d['reward'])/np.sqrt(2000) for d in logs])  # the denominator held fixed
     assert fixed > 2.5*np.mean([width(r.estimates['snips']) for r in results])
 
+def test_knobs_set_by_the_data_cover_and_own_up_to_their_bias(study):
+    truth, logs, results = study
+    for name in KNOBS:
+        assert np.mean([covers(r.estimates[name], truth) for r in results if r.support.verdict == 'trust']) >= COVER[0], name
+        assert all(r.tuned[name].tried.bias[0] == 0 and r.tuned[name].setting in r.tuned[name].tried.setting.to_list() for r in results[:20])
+
+def test_a_knob_pays_where_weights_are_heavy_and_leaves_no_trace():
+    world, rng = World(actions=20, logged=-1.5, target=2., base=0.), np.random.default_rng(SEED)
+    logs = [world.draw(rng, 1000) for _ in range(150)]
+    def error(estimate): return np.sqrt(np.mean([(estimate(d) - world.truth)**2 for d in logs]))
+    weight = lambda d: d['target_prob']/d['propensity']
+    tuned = lambda name, *model: lambda d: slope(lambda at: KNOBS[name][0](d['reward'], weight(d), *[d[m]*.9 for m in model], at), KNOBS[name][1](weight(d).max())).value
+    assert error(tuned('sub_gaussian')) < .8*error(lambda d: ips(d['reward'], weight(d))[0])
+    assert error(tuned('dr_os', 'q', 'v')) < error(lambda d: dr(d['reward'], weight(d), .9*d['q'], .9*d['v'])[0])
+    first = tuned('clipped')(logs[0]); tuned('clipped')(logs[1]); assert tuned('clipped')(logs[0]) == first
+
+def test_bias_that_shows_stops_the_cutting():
+    rng = np.random.default_rng(SEED); d = World().draw(rng, 100_000)                  # so many rows that any cut is seen
+    found = slope(lambda at: clipped(d['reward'], d['target_prob']/d['propensity'], at), [1e9, 30., 3., 1.])
+    assert found.setting > 3 and found.tried.agrees.tolist()[-1] is False and found.tried.bias.iloc[-1] < -.1
+
 def test_a_neighbour_is_told_apart_by_the_paired_difference():
     d = World().draw(np.random.default_rng(SEED), 5000)
     near = evaluate(d['reward'], d['propensity'], .9*d['propensity'] + .1*d['target_prob'])
@@ -107,10 +127,15 @@ def test_identities(log, c):
     d, rng = log; n = len(d['reward']); w = d['target_prob']/d['propensity']; zero = np.zeros(n)
     assert snips(d['reward'] + c, w)[0] == pytest.approx(snips(d['reward'], w)[0] + c, abs=1e-12*max(1, abs(c)))
     assert dr(d['reward'], w, zero, zero)[0] == pytest.approx(ips(d['reward'], w)[0], abs=1e-12)
+    q, v, near = rng.normal(size=n), rng.normal(size=n), lambda x: pytest.approx(x, abs=1e-12)
+    for estimator in (switch_dr, dr_os):
+        assert estimator(d['reward'], w, q, v, 0.)[0] == near(dm(v)[0]) and estimator(d['reward'], w, q, v, np.inf)[0] == near(dr(d['reward'], w, q, v)[0])
+    assert sndr(d['reward'], w, zero, zero)[0] == near(snips(d['reward'], w)[0]) and sndr(d['reward'], w, q, v)[0] == near(v.mean() + snips(d['reward'] - q, w)[0])
+    assert clipped(d['reward'], w, np.inf)[0] == sub_gaussian(d['reward'], w, 0.)[0] == near(ips(d['reward'], w)[0]) and sub_gaussian(d['reward'], w, 1.)[0] == near(d['reward'].mean())
     same = evaluate(d['reward'], d['propensity'], d['propensity'])
     assert same.estimates['ips'].value == pytest.approx(d['reward'].mean(), abs=1e-12) and same.support.ess == pytest.approx(n, abs=1e-9)
     assert same.support.verdict == 'refuse' or same.gains['ips'].value == pytest.approx(0, abs=1e-12)
-    q, v, user, order = rng.normal(size=n), rng.normal(size=n), rng.integers(5, size=n), rng.permutation(n)
+    user, order = rng.integers(5, size=n), rng.permutation(n)
     a = evaluate(**d, q_logged=q, v_target=v, cluster=user)
     b = evaluate(**{k: x[order] for k, x in d.items()}, q_logged=q[order], v_target=v[order], cluster=user[order])
     for name in a.estimates:
@@ -161,7 +186,7 @@ def test_a_log_on_disk(tmp_path, table, kind):
     path = tmp_path/f'log.{kind}'
     table.to_csv(path, index=False) if kind == 'csv' else table.to_parquet(path)
     found = evaluate_log(path, 'item', 'click', 'prob', 'uniform', position='place', cluster='user')
-    assert list(found) == ['estimates', 'support'] and list(found['estimates']) == ['ips', 'snips']
+    assert list(found) == ['estimates', 'support'] and list(found['estimates']) == ['ips', 'snips', 'clipped', 'sub_gaussian']
     assert set(found['support']) == {'verdict', 'reasons', 'ess', 'mean_weight', 'max_weight', 'max_weight_share', 'khat'}
     assert set(found['estimates']['ips']) == {'value', 'ci_lower', 'ci_upper', 'n'}
     assert found['estimates']['snips']['ci_lower'] < .5 < found['estimates']['snips']['ci_upper']
@@ -190,56 +215,11 @@ def test_a_tampered_log_is_refused_as_an_answer(tmp_path, table):
 # ---------------------------------------------------------------- the stage
 CFG = OpeConfig(folds=5, bins=12, penalty=20., estimator='dr')
 
-def slates(n=2000, k=3, m=8, seed=SEED, signal=1.):
-    "Uniform logging over m candidates, k places, five decisions a user; -> rows, candidates, true gain per decision."
-    rng = np.random.default_rng(seed); i = np.arange(n)[:, None]
-    score, pop = rng.normal(size=(2, n, m)); prob = softmax(score)
-    shown = np.argsort(rng.random((n, m)), axis=1)[:, :k]
-    like = 1/(1 + np.exp(1 - signal*score)); reward = (rng.random((n, k)) < like[i, shown])*1.
-    name = np.char.add('d', np.arange(n).astype(str))
-    rows = pd.DataFrame(dict(decision_id=np.repeat(name, k), user_id=np.repeat(np.char.add('u', (np.arange(n)//5).astype(str)), k), position=np.tile(np.arange(k), n), item_id=shown.ravel().astype(str),
-        reward=reward.ravel(), clicked=1 - reward.ravel(), satisfied=reward.ravel(), hidden=(rng.random(n*k) < .02)*1., propensity=1/m, target_prob=prob[i, shown].ravel(), score=score[i, shown].ravel(),
-        log_popularity=pop[i, shown].ravel(), event_time=pd.Timestamp('2026-01-01'), seq=np.repeat(np.arange(n), k)))
-    cand = pd.DataFrame(dict(decision_id=np.repeat(name, k*m), position=np.tile(np.repeat(np.arange(k), m), n), item_id=np.tile(np.arange(m).astype(str), n*k), target_prob=np.repeat(prob, k, axis=0).ravel(),
-        score=np.repeat(score, k, axis=0).ravel(), log_popularity=np.repeat(pop, k, axis=0).ravel()))
-    return rows, cand, k*float(((prob - 1/m)*like).sum(1).mean())
-
-def test_the_model_never_sees_its_own_answer():
-    rows, candidates, _ = slates(signal=0.)
-    rows['score'] = np.random.default_rng(0).normal(size=len(rows)); rows['reward'] = np.random.default_rng(1).normal(size=len(rows))
-    big = OpeConfig(folds=3, bins=400, penalty=.01, estimator='dr')  # nearly a cell a row
-    q, _ = cross_fit(rows, candidates, big, 7)
-    assert abs(np.corrcoef(q, rows.reward)[0, 1]) < .05  # pure noise: there is nothing to learn
-    rows['user_id'] = np.where(np.arange(len(rows)) % 2, 'a', 'b'); seen, _ = cross_fit(pd.concat([rows, rows.assign(user_id='c', decision_id='x' + rows.decision_id)]),
-        pd.concat([candidates, candidates.assign(decision_id='x' + candidates.decision_id)]), big, 7)
-    assert np.corrcoef(seen[:len(rows)], rows.reward)[0, 1] > .3  # the same rows under another user's name: it learns the noise
-
-def test_the_model_learns_score_popularity_and_position():
-    rng = np.random.default_rng(SEED); rows, candidates, _ = slates(4000, signal=0.)
-    truth = lambda f: (f.score > 0)*1. - .5*f.position + .3*(f.log_popularity > 1)
-    rows['reward'] = truth(rows) + rng.normal(size=len(rows))
-    q, v = cross_fit(rows, candidates, CFG, 7)
-    assert np.corrcoef(q, truth(rows))[0, 1] > .97
-    want = (truth(candidates)*candidates.target_prob).groupby([candidates.decision_id, candidates.position], sort=False).sum()
-    assert np.corrcoef(v, want.to_numpy())[0, 1] > .97 and abs(v.mean() - want.mean()) < .03
-
-def test_cross_fit_is_repeatable_and_aligned():
-    rows, candidates, _ = slates(600)
-    q, v = cross_fit(rows, candidates, CFG, 7)
-    shuffled = candidates.sample(frac=1, random_state=1)
-    q2, v2 = cross_fit(rows, shuffled, CFG, 7)
-    assert np.allclose(q, q2, atol=1e-12) and np.allclose(v, v2, atol=1e-12)
-    order = np.random.default_rng(2).permutation(len(rows))
-    v3 = cross_fit(rows.iloc[order].reset_index(drop=True), candidates, CFG, 7)[1]
-    assert np.corrcoef(v3, v[order])[0, 1] > .99
-    with pytest.raises(TelemetryError, match='candidates disagree with 3 of 1800 rows'): cross_fit(rows, candidates[candidates.decision_id != 'd3'], CFG, 7)
-    with pytest.raises(TelemetryError, match='rows have 1 user'): cross_fit(rows[:15], candidates[candidates.decision_id.isin(rows[:15].decision_id)], CFG, 7)
-
 def test_gain_per_decision_covers_the_truth():
     found = []
     for seed in range(20):
         rows, candidates, truth = slates(800, seed=SEED + seed)
-        q, v = cross_fit(rows, candidates, CFG, 7)
+        q, v = cross_fit(rows, candidates, TABLES, CFG.folds, 7)
         found.append(covers(evaluate(rows.reward, rows.propensity, rows.target_prob, q_logged=q, v_target=v, cluster=rows.user_id).scale(3).gains['dr'], truth))
     assert sum(found) >= 16
 
@@ -257,7 +237,7 @@ def test_stage(tmp_path, monkeypatch):
     first = stage(rows, candidates)
     text, weights = (tmp_path/'metrics/ope.json').read_text(), (tmp_path/'artifacts/ope/weights.parquet').read_bytes()
     assert first['support']['verdict'] == 'trust' and first['gain']['dr']['ci_lower'] < truth < first['gain']['dr']['ci_upper']
-    assert set(first['gain']) == {'ips', 'snips', 'dr'} and set(first['estimates']) == {'ips', 'snips', 'dm', 'dr'}
+    assert set(first['gain']) == {'ips', 'snips', 'dr', 'sndr', 'clipped', 'sub_gaussian', 'switch_dr', 'dr_os'} and set(first['estimates']) == set(first['gain']) | {'dm'}
     assert first['estimates']['dm']['ci_lower'] is None
     assert first['logging']['value'] == pytest.approx(rows.reward.sum()/rows.decision_id.nunique())
     assert first['clicks_gain']['value'] == pytest.approx(-first['gain']['dr']['value'], rel=.2)  # clicked = 1 - reward here
