@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_LIMITS', 'importance_weight', 'effective_sample_size', 'max_weight_share', 'gpd_shape', 'pareto_khat',
-           'SupportConfig', 'Support', 'mean_weight_gap', 'support_verdict', 'widening']
+           'SupportConfig', 'Support', 'mean_weight_gap', 'action_gaps', 'support_verdict', 'widening', 'explore_next']
 
 # %% ../nbs/41_support.ipynb #a0bd31fb
 from dataclasses import dataclass
 import math
-import numpy as np
-from scipy.stats import norm, t as student
+import numpy as np, pandas as pd
+from scipy.stats import binom, norm, t as student
 from .config import TelemetryError
 from .estimate import standard_error
 
@@ -115,21 +115,67 @@ def _mean_weight_checks(weight, cluster, due, limits, looks=1, where=''):
     if abs(gap) - limits.mean_weight_tolerance > norm.isf(.0005/looks)*se: return [text], []
     return [], [text] if abs(gap) > max(norm.isf(.005)*se, 1e-4) else []
 
+# %% ../nbs/41_support.ipynb #513efa62
+def _certain_check(weight, propensity, limits):
+    "Target mass beside actions that are logged as certain."
+    sure = propensity >= 1 - 1e-9
+    lost = float((sure*np.maximum(0, 1 - weight)).mean())
+    return [f'certain: {sure.mean():.0%} of the rows say that their action was certain, and there the target would do something else {lost/max(sure.mean(), 1e-300):.0%} of the time; nothing else could be shown, or the favourite was logged as 1; log the probability that chose'] if lost > limits.max_unsupported else []
+
+def _floor_check(propensity, actions):
+    "More rows of tiny propensity than so many actions can give."
+    p, n = np.sort(propensity), len(propensity)
+    for k in 2**np.arange(int(np.log2(n)) + 1):                              # the k smallest; few looks
+        if (due := actions*p[k - 1]) > .5: break
+        k = int(np.searchsorted(p, p[k - 1], side='right'))
+        if binom.sf(k - 1, n, due) < .001/20: return [f'floor: {k} rows have propensity {p[k - 1]:.2g} or less, {actions} actions give at most {n*due:.2g} such rows; floors or fallbacks stand in place of the probabilities that chose; log those']
+    return []
+
+# %% ../nbs/41_support.ipynb #3f936cde
+def action_gaps(
+    weight:np.ndarray,             # (n,) importance weights
+    action:np.ndarray,             # (n,) what was shown
+    due:pd.Series,                 # action -> mean target probability over all rows
+    cluster:np.ndarray|None=None,  # (n,) which rows belong together
+)->pd.DataFrame:                   # action, rows, due, found, se, z: one row each, most rows first
+    "How the weights of each action add up against what the target would do."
+    code, names = pd.factorize(np.asarray(action), sort=True)
+    who = np.arange(len(code)) if cluster is None else pd.factorize(np.asarray(cluster))[0]
+    n, sums = len(code), pd.DataFrame(dict(a=code, who=who, w=weight)).groupby(['a', 'who'], sort=False).w.sum().reset_index()
+    total, square = np.bincount(sums.a, sums.w), np.bincount(sums.a, sums.w**2)
+    found, g = total/n, who.max() + 1
+    se = np.sqrt(np.maximum(square - total**2/g, 0)*g/max(g - 1, 1))/n
+    table = pd.DataFrame(dict(action=names, rows=np.bincount(code), due=due.reindex(names).to_numpy(float), found=found, se=se))
+    return table.assign(z=(table.found - table.due)/table.se.where(table.se > 0)).sort_values('rows', ascending=False, ignore_index=True)
+
+def _action_check(table, limits):
+    "Actions whose weights are off beyond what one honest log in a thousand shows."
+    enough = table[table.rows >= limits.min_ess]
+    if not len(enough): return []
+    bad = enough[((enough.found - enough.due).abs() > limits.mean_weight_tolerance*enough.due) & (enough.z.abs() > norm.isf(.0005/len(enough)))]
+    return [f'calibration: the weights of {len(bad)} of {len(enough)} actions do not add up to what the target would do, most so for {(worst := bad.loc[bad.z.abs().idxmax()]).action!r} ({worst.found:.3g} where {worst.due:.3g} is due); its logged propensity is not the probability that chose; check how it is logged'] if len(bad) else []
+
 # %% ../nbs/41_support.ipynb #4f4bd8d7
 def support_verdict(
     weight:np.ndarray,                    # (n,) importance weights
     cluster:np.ndarray|None=None,         # (n,) which rows belong together, e.g. the user
     unsupported_mass:float=0.,            # mean target probability on actions the log could not show
     limits:SupportConfig=DEFAULT_LIMITS,  # when to widen, when to refuse
-    group:np.ndarray|None=None,           # (n,) e.g. the position: the weights must average 1 in every group
+    group:np.ndarray|dict|None=None,      # (n,) e.g. the position, or name -> (n,): the weights must average 1 in every group
+    propensity:np.ndarray|None=None,      # (n,) P(logged action) under the logging policy; None: not looked at
+    actions:int|None=None,                # how many there were to choose from, at most; None: not known
+    gaps:pd.DataFrame|None=None,          # what `action_gaps` found; None: not looked at
 )->Support:
     "Whether a log with these weights can tell."
     n, ess, share, khat = len(weight), effective_sample_size(weight), max_weight_share(weight), pareto_khat(weight)
     refuse, widen = _mean_weight_checks(weight, cluster, 1 - unsupported_mass, limits)
-    groups = [] if group is None else list(np.unique(group))
-    for rows, g in ((group == g, g) for g in groups):
+    named = {} if group is None else group if isinstance(group, dict) else {'group': group}
+    groups = [(name, value, np.asarray(x) == value) for name, x in named.items() for value in pd.unique(np.asarray(x))]
+    for name, value, rows in groups:
         if effective_sample_size(weight[rows]) < limits.min_ess: continue  # too few rows for a z-test
-        refuse += _mean_weight_checks(weight[rows], None if cluster is None else cluster[rows], 1 - unsupported_mass, limits, len(groups), f' of group {g}')[0]
+        refuse += _mean_weight_checks(weight[rows], None if cluster is None else cluster[rows], 1 - unsupported_mass, limits, len(groups), f' of {name} {value}')[0]
+    if propensity is not None: refuse += _certain_check(weight, propensity, limits) + (_floor_check(propensity, actions) if actions else [])
+    if gaps is not None: refuse += _action_check(gaps, limits)
     if ess < limits.min_ess: refuse.append(f'low_ess: {n} rows tell as much as {ess:.1f} equally weighted ones, at least {limits.min_ess:g} are needed; log with more exploration, or for longer')
     elif ess < limits.trust_ess: widen.append(f'low_ess: {n} rows tell as much as {ess:.0f} equally weighted ones, fewer than {limits.trust_ess:g}')
     if share > limits.max_weight_share: refuse.append(f'one_row: a single row carries {share:.0%} of all weight, at most {limits.max_weight_share:.0%} may be; look at its propensity, it may be a floor or a fallback')
@@ -137,6 +183,7 @@ def support_verdict(
     elif khat > limits.khat_widen: widen.append(f'heavy_tail: the largest weights have Pareto shape {khat:.2f}, above {limits.khat_widen:g} their variance is infinite')
     if unsupported_mass > limits.max_unsupported: refuse.append(f'unsupported: {unsupported_mass:.1%} of what the target would show was never a candidate in the log, at most {limits.max_unsupported:.1%} may be')
     ess_clusters = ess if cluster is None else effective_sample_size(np.bincount(np.unique(cluster, return_inverse=True)[1], weights=weight))
+    if cluster is not None and len(np.unique(cluster)) < 2: refuse.append('few_clusters: all rows belong to one cluster; how much luck there is shows only between clusters; bring more of them, or evaluate without')
     if cluster is not None and ess_clusters < limits.trust_ess <= ess: widen.append(f'few_clusters: {ess_clusters:.0f} effective clusters, fewer than {limits.trust_ess:g}')
     return Support('refuse' if refuse else 'widen' if widen else 'trust', tuple(refuse + widen), ess, ess_clusters,
                    float(weight.mean()), float(weight.max()), share, khat, float(unsupported_mass))
@@ -151,3 +198,32 @@ def widening(
     if support.verdict == 'trust': return float(norm.ppf((1+level)/2))
     freedom = max(min(support.ess, support.ess_clusters)/10 - 1, 1)
     return float(student.ppf(1 - (1-level)/10, freedom))  # five times less doubt: 99 % for 95 %
+
+# %% ../nbs/41_support.ipynb #1e0c3222
+def explore_next(
+    cell:pd.DataFrame,        # n rows of labels: who was asked, e.g. the segment; last, what was shown
+    weight:np.ndarray,        # (n,) importance weights
+    propensity:np.ndarray,    # (n,) P(logged action) under the logging policy
+    error:np.ndarray,         # (n,) reward minus what a model expected, or minus the mean
+    offers:pd.DataFrame|None=None, # the same labels, `offered` (rows in which it could have been shown) and `target` (its mean target probability there), one row a cell; None: only what was shown is known
+    budget:float=.05,         # share of all shown rows to spend
+)->pd.DataFrame:              # labels, rows, noise (share of the variance), give (share of all rows), cut (share by which the standard error falls, in all); most given first
+    "The cells in which added exploration would shorten the interval most."
+    labels, n = list(cell.columns), len(cell)
+    seen = cell.assign(rows=1, square=weight**2, inverse=1/propensity, spread=error**2).groupby(labels, as_index=False).sum()
+    cells = seen if offers is None else offers.merge(seen, on=labels, how='outer').fillna({'rows': 0, 'square': 0., 'inverse': 0., 'spread': 0.})
+    rows, offered = cells.rows.to_numpy(float), (cells.inverse if offers is None else cells.offered.fillna(cells.inverse)).to_numpy()/n
+    chance = np.minimum(1, (rows + .5)/(n*offered + .5))                        # its usual propensity
+    spread = (cells.spread.to_numpy() + 20*(error**2).mean())/(rows + 20)       # of rewards in a cell; few rows lean on all of them
+    square = cells.square.to_numpy()/n                                          # its squared weights; where it was hardly shown, what they would be
+    if offers is not None: square = np.where(rows < 10, np.fmax(square, offered*cells.target.to_numpy()**2/chance), square)
+    noise = square*spread
+    who = cells.groupby(labels[:-1]).ngroup().to_numpy() if labels[:-1] else np.zeros(len(cells), int)
+    share = np.bincount(cell.groupby(labels[:-1]).ngroup() if labels[:-1] else np.zeros(n, int))/n; price = (np.bincount(who, noise)/share)[who] # exploring takes rows from the rest of the segment
+    def extra(dear): return np.maximum(np.sqrt(noise*chance/(offered*(dear + price))) - chance, 0)
+    low, high = 0., float((noise/(chance*offered)).max())
+    for _ in range(100): low, high = (low, m) if (offered*extra(m := (low + high)/2)).sum() < budget else (m, high) # until the budget is spent
+    more = extra(high); spent = np.bincount(who, offered*more)/share
+    after = (noise*chance/(chance*(1 - spent[who]) + more)).sum()/noise.sum()
+    found = cells[labels].assign(rows=rows.astype(int), noise=noise/noise.sum(), give=offered*more, cut=1 - np.sqrt(after))
+    return found.sort_values('give', ascending=False, ignore_index=True)

@@ -1,10 +1,10 @@
 "Support: the verdict on logs whose overlap is known by construction."
 import math
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from telemetry_loop.config import TelemetryError, load_params
-from telemetry_loop.support import (DEFAULT_LIMITS, Support, SupportConfig, effective_sample_size, gpd_shape, importance_weight,
+from telemetry_loop.support import (DEFAULT_LIMITS, Support, SupportConfig, action_gaps, effective_sample_size, explore_next, gpd_shape, importance_weight,
                                     max_weight_share, mean_weight_gap, pareto_khat, support_verdict, widening)
 
 SEED = 20260 # declared once
@@ -105,3 +105,70 @@ def test_any_weights_get_a_verdict(w, by):
     order = np.random.default_rng(0).permutation(len(w))
     assert support_verdict(w[order]).verdict == s.verdict
     assert all(v is None or isinstance(v, (str, list)) or math.isfinite(v) for v in s.as_dict().values())
+
+# --- claims that cannot be, actions one by one, where to explore
+
+ACTIONS = 20
+def logged(rng, n=4000, sharp=1.):
+    "A softmax logger over twenty actions, a softmax target, everything drawn as said."
+    score = rng.normal(size=(n, 5)) @ np.random.default_rng(5).normal(size=(5, ACTIONS))/np.sqrt(5)
+    p, q = softmax(sharp*score), softmax(1.5*score)
+    i, a = np.arange(n), (p.cumsum(1) > rng.random((n, 1))).argmax(1)
+    return dict(a=a, p=p[i, a], q=q[i, a], top=p.argmax(1) == a, due=pd.Series(q.mean(0)))
+
+def verdict(d, **change):
+    d = d | change; w = d['q']/d['p']
+    return support_verdict(w, propensity=d['p'], actions=ACTIONS, gaps=action_gaps(w, d['a'], d['due']))
+
+def test_an_honest_log_passes_every_check():
+    rng = np.random.default_rng(SEED)
+    found = [verdict(logged(rng)) for _ in range(300)]
+    assert np.mean([s.verdict == 'trust' for s in found]) >= .97 and np.mean([s.verdict == 'refuse' for s in found]) <= .01
+
+@pytest.mark.parametrize('name, tamper', [
+    ('mean_weight', lambda d, rng: dict(p=d['p']/2)),
+    ('certain',     lambda d, rng: dict(p=np.where(d['top'], 1., d['p']))),
+    ('floor',       lambda d, rng: dict(p=np.where(rng.random(len(d['p'])) < .002, 1e-6, d['p']))),
+    ('calibration', lambda d, rng: dict(p=np.where(d['a'] == np.bincount(d['a']).argmax(), d['p']/2, d['p'])))]) # of one action, the most shown
+def test_tampering_is_refused_by_name(name, tamper):
+    rng = np.random.default_rng(SEED)
+    for _ in range(60):
+        d = logged(rng); s = verdict(d, **tamper(d, rng))
+        assert s.verdict == 'refuse' and name in names(s), (name, s.reasons)
+
+def test_a_certain_row_is_no_fault_where_the_target_is_as_certain():
+    assert support_verdict(np.ones(500), propensity=np.ones(500), actions=3).verdict == 'trust'
+    assert names(support_verdict(np.full(500, .5), propensity=np.ones(500), actions=3))[-1] == 'certain'
+
+def test_all_rows_of_one_cluster_are_refused_by_name():
+    assert 'few_clusters' in names(support_verdict(np.ones(500), cluster=np.zeros(500))) and support_verdict(np.ones(500), cluster=np.zeros(500)).verdict == 'refuse'
+
+def test_action_gaps_add_up_and_know_users():
+    d = logged(np.random.default_rng(SEED)); w = d['q']/d['p']
+    table = action_gaps(w, d['a'], d['due'])
+    assert table.found.sum() == pytest.approx(w.mean()) and table.rows.sum() == 4000 and (table.z.abs() < 4.5).all()
+    again = action_gaps(np.repeat(w, 9), np.repeat(d['a'], 9), d['due'], np.repeat(np.arange(4000), 9))
+    assert np.allclose(again.se, table.se, rtol=1e-3)
+
+def test_groups_have_names():
+    w = np.repeat([.5, 1.5], 1000)
+    assert 'policy b' in ' '.join(support_verdict(w, group={'policy': np.repeat(['a', 'b'], 1000), 'place': np.tile([0, 1], 1000)}).reasons)
+
+def test_exploring_where_it_says_cuts_more_than_exploring_everywhere():
+    gain, said = [], []
+    for seed in range(50):
+        rng = np.random.default_rng([SEED, seed]); n, m = 4000, 12
+        segment = rng.integers(0, 4, n)
+        p = softmax(rng.normal(size=(4, m))); q = softmax(1.8*rng.normal(size=(4, m))); like = rng.uniform(.05, .6, (4, m))
+        a = (p[segment].cumsum(1) > rng.random((n, 1))).argmax(1); r = (rng.random(n) < like[segment, a])*1.
+        offers = pd.DataFrame([dict(segment=g, action=b, offered=(segment == g).sum(), target=q[g, b]) for g in range(4) for b in range(m)])
+        advice = explore_next(pd.DataFrame(dict(segment=segment, action=a)), q[segment, a]/p[segment, a], p[segment, a], r - r.mean(), offers)
+        def spread(extra): # standard deviation of IPS about its mean reward when so much is added to each propensity; exact
+            new = p*(1 - extra.sum(1, keepdims=True)) + extra
+            return np.sqrt((q**2/new*(like*(1 - like) + (like - r.mean())**2)).sum(1).mean())
+        extra = np.zeros((4, m)); extra[advice.segment, advice.action] = advice.give/np.bincount(segment, minlength=4)[advice.segment]*n
+        assert .02 < (extra*np.bincount(segment)[:, None]/n).sum() <= .05 + 1e-9 # it need not be spent whole
+        was, told, even = spread(np.zeros((4, m))), spread(extra), spread(np.full((4, m), .05/m))
+        gain.append((was - told)/(was - even)); said.append((advice.cut[0], 1 - told/was))
+    assert np.median(gain) >= 1.5
+    assert np.corrcoef(*np.array(said).T)[0, 1] > .9 and abs(np.mean(np.subtract(*np.array(said).T))) < .03
