@@ -25,20 +25,22 @@ def plackett_luce(
     left = weights.sum(1)[:, None, None] - taken.cumsum(2) + taken
     return np.divide(taken, np.maximum(left, taken), out=np.zeros_like(taken), where=taken > 0).prod(2)
 
-# %% ../nbs/43_slate.ipynb #41685c49
-def _grids(**arrays)->list:
-    "The arrays as floats of one shape, (n, k)."
+# %% ../nbs/43_slate.ipynb #30cd018c
+_SHAPES = {1: '(n,), one number a slate', 2: '(n, k), one row a slate and one column a place (a single place is a column too: x[:, None])'}
+
+def _floats(dims:int, **arrays)->list:
+    "The arrays as floats of one shape."
     found = {}
     for name, x in arrays.items():
         try:
             x = np.asarray(x)
             found[name] = x = np.asarray(list(x) if x.dtype == object else x, float)
         except (ValueError, TypeError): raise TelemetryError(f'{name} is ragged or holds something that is no number; every slate needs one number a place; fill short slates up with probability 1 and reward 0') from None
-        if x.ndim != 2 or not x.size: raise TelemetryError(f'{name} has shape {x.shape}; it must be (n, k), one row a slate and one column a place, and not empty; a single place is a column: x[:, None]')
-        if (bad := int((~np.isfinite(x)).sum())): raise TelemetryError(f'{name} has {bad} values that are missing or no finite numbers; every place of every slate needs one; drop or repair those slates')
+        if x.ndim != dims or not x.size: raise TelemetryError(f'{name} has shape {x.shape}; it must be {_SHAPES[dims]}, and not empty; reshape it')
+        if (bad := int((~np.isfinite(x)).sum())): raise TelemetryError(f'{name} has {bad} values that are missing or no finite numbers; every slate needs them all; drop or repair those slates')
     (first, x), *rest = found.items()
     for name, y in rest:
-        if y.shape != x.shape: raise TelemetryError(f'{name} has shape {y.shape} and {first} has {x.shape}; they describe the same places of the same slates; pass arrays of one shape')
+        if y.shape != x.shape: raise TelemetryError(f'{name} has shape {y.shape} and {first} has {x.shape}; they describe the same slates; pass arrays of one shape')
     return list(found.values())
 
 def position_weight(
@@ -46,7 +48,7 @@ def position_weight(
     propensity:np.ndarray,  # (n, k) the same under the logging policy, in (0, 1]
 )->np.ndarray:              # (n, k) how much more often the target would have put the item there
     "Importance weights of places; of marginals for `iips`, of conditionals for `prefix_weight`."
-    target_prob, propensity = _grids(target_prob=target_prob, propensity=propensity)
+    target_prob, propensity = _floats(2, target_prob=target_prob, propensity=propensity)
     log = checked_log(np.zeros(propensity.size), propensity, target_prob)
     return importance_weight(log.target_prob, log.propensity).reshape(propensity.shape)
 
@@ -71,7 +73,7 @@ def sips(
     normalised:bool=False, # divide by the weights' own mean
 )->tuple:                  # (value per slate, (n,) influence)
     "Slate IPS: the whole slate's weight at every place."
-    reward, weight = _grids(reward=reward, weight=weight)
+    reward, weight = _floats(2, reward=reward, weight=weight)
     return _summed(reward, np.broadcast_to(weight[:, -1:], reward.shape), normalised=normalised)
 
 # %% ../nbs/43_slate.ipynb #3b23dc6e
@@ -81,7 +83,7 @@ def iips(
     normalised:bool=False, # divide every place by its weights' own mean
 )->tuple:                  # (value per slate, (n,) influence)
     "Independent IPS, the item-position click model (Li et al. 2018)."
-    return _summed(*_grids(reward=reward, weight=weight), normalised=normalised)
+    return _summed(*_floats(2, reward=reward, weight=weight), normalised=normalised)
 
 # %% ../nbs/43_slate.ipynb #5852373f
 def rips(
@@ -90,7 +92,7 @@ def rips(
     normalised:bool=False, # divide every place by its weights' own mean
 )->tuple:                  # (value per slate, (n,) influence)
     "Reward-interaction IPS, the cascade click model (McInerney et al. 2020)."
-    return _summed(*_grids(reward=reward, weight=weight), normalised=normalised)
+    return _summed(*_floats(2, reward=reward, weight=weight), normalised=normalised)
 
 # %% ../nbs/43_slate.ipynb #640b1016
 def cascade_dr(
@@ -100,7 +102,7 @@ def cascade_dr(
     v_target:np.ndarray, # (n, k) the same averaged over the target's choice here, given the items above
 )->tuple:                # (value per slate, (n,) influence)
     "Doubly robust under the cascade click model (Kiyohara et al. 2022)."
-    reward, weight, q_logged, v_target = _grids(reward=reward, weight=weight, q_logged=q_logged, v_target=v_target)
+    reward, weight, q_logged, v_target = _floats(2, reward=reward, weight=weight, q_logged=q_logged, v_target=v_target)
     above = np.concatenate([np.ones((len(weight), 1)), weight[:, :-1]], axis=1) # nothing stands above the first place
     return _summed(reward, weight, q_logged, above*v_target)
 
@@ -110,15 +112,14 @@ def pseudo_inverse(
     weight:np.ndarray, # (n,) from `product_weight`, `uniform_weight` or `plackett_luce_weight`
 )->tuple:              # (value per slate, (n,) influence)
     "Pseudo-inverse estimate of an additive slate reward (Swaminathan et al. 2017)."
-    reward, weight = (x[:, 0] for x in _grids(reward=np.asarray(reward)[..., None], weight=np.asarray(weight)[..., None]))
-    return corrected(reward, weight)
+    return corrected(*_floats(1, reward=reward, weight=weight))
 
 # %% ../nbs/43_slate.ipynb #ba768dcd
 def product_weight(
     weight:np.ndarray, # (n, k) marginal P(item at its place), target over logging (`position_weight`)
 )->np.ndarray:         # (n,)
     "Pseudo-inverse weight when logging filled every place independently."
-    return 1 + (_grids(weight=weight)[0] - 1).sum(1)
+    return 1 + (_floats(2, weight=weight)[0] - 1).sum(1)
 
 # %% ../nbs/43_slate.ipynb #01a4801e
 def uniform_weight(
@@ -127,7 +128,7 @@ def uniform_weight(
     m:int,               # candidates, at least k
 )->np.ndarray:           # (n,)
     "Pseudo-inverse weight when logging drew different items evenly."
-    at_place, anywhere = _grids(at_place=at_place, anywhere=anywhere); k = at_place.shape[1]
+    at_place, anywhere = _floats(2, at_place=at_place, anywhere=anywhere); k = at_place.shape[1]
     if m < k: raise TelemetryError(f'm is {m} and slates have {k} places; different items need m >= k; pass the number of candidates')
     shared = (anywhere.sum(1) - k*k/m)/(m - k) if m > k else 0.             # with m = k everyone is shown: nothing to learn from it
     return 1 + (m - 1)*(at_place.sum(1) - k/m + shared)
@@ -139,23 +140,24 @@ def plackett_luce_weight(
     target:np.ndarray,  # (n, m) and of the target policy
 )->np.ndarray:          # (n,)
     "Pseudo-inverse weight when logging drew items one after another without replacement."
-    shown, (logging, target) = _grids(shown=shown)[0].astype(int), _grids(logging=logging, target=target)
+    shown, (logging, target) = _floats(2, shown=shown)[0].astype(int), _floats(2, logging=logging, target=target)
     (n, k), m = shown.shape, logging.shape[1]; size = k*m
     if len(logging) != n: raise TelemetryError(f'logging has {len(logging)} rows and shown has {n}; they describe the same slates; pass arrays of one length')
     if m < k or (count := perm(m, k)) > 1_000_000: raise TelemetryError(f'{k} places and {m} candidates; between 1 and a million slates can be listed; use iips or rips on the places, or uniform_weight if logging was uniform')
     if (bad := int(((logging < 0) | (target < 0)).any(1).sum())): raise TelemetryError(f'logging or target has {bad} rows with weights below 0; a choice weight is at least 0; correct those rows')
     if shown.min() < 0 or shown.max() >= m: raise TelemetryError(f'shown holds {shown.min()}..{shown.max()}; it names columns of logging, 0..{m-1}; drop slates with empty places')
+    impossible = (np.take_along_axis(logging, shown, 1) <= 0).any(1) | (np.diff(np.sort(shown, 1), axis=1) == 0).any(1)
+    if (bad := int(impossible.sum())): raise TelemetryError(f'shown has {bad} slates that logging could not draw (an item twice, or one with choice weight 0); every logged slate needs a positive propensity; check the weights, or drop those rows')
     slates = np.array(list(permutations(range(m), k))); cells = slates + m*np.arange(k)       # (s, k)
     total = lambda at, width: csr_array((np.ones(at.size), (np.repeat(np.arange(count), at[0].size), at.ravel())), shape=(count, width))
     single, pair = total(cells, size), total(cells[:, :, None]*size + cells[:, None], size*size)
-    weight, step = np.empty(n), max(1, 4_000_000//max(count*k, size*size))                     # bounded memory
+    weight, step = np.empty(n), max(1, 1_000_000//max(count*k, size*size))                     # bounded memory
     for a in range(0, n, step):
         rows = slice(a, a+step)
         gamma = (plackett_luce(logging[rows], slates) @ pair).reshape(-1, size, size)
         wanted = plackett_luce(target[rows], slates) @ single
-        worth = (np.linalg.pinv(gamma, rcond=1e-12, hermitian=True) @ wanted[:, :, None])
-        seen = np.abs(gamma @ worth - wanted[:, :, None]).max((1, 2)) < 1e-6
-        seen &= np.isclose(wanted.sum(1), k)
+        worth = np.linalg.pinv(gamma, rcond=1e-12, hermitian=True) @ wanted[:, :, None]
+        seen = (np.abs(gamma @ worth - wanted[:, :, None]).max((1, 2)) < 1e-6) & np.isclose(wanted.sum(1), k)
         if not seen.all(): raise TelemetryError(f'{int((~seen).sum())} of rows {a}..{a+len(seen)-1} have a target that puts items where the log could not show them; every item the target shows needs a positive choice weight in logging; drop those rows')
         weight[rows] = np.take_along_axis(worth[:, :, 0], shown[rows] + m*np.arange(k), 1).sum(1)
     return weight
