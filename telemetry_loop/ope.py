@@ -16,7 +16,7 @@ import pandas as pd
 from .config import TelemetryError, RunConfig, load_params, read_json, write_json
 from .estimate import Estimate, standard_error
 from .reward import Tables, cross_fit
-from .support import DEFAULT_LIMITS, Support, SupportConfig, importance_weight, support_verdict, widening
+from .support import DEFAULT_LIMITS, Support, SupportConfig, action_gaps, importance_weight, support_verdict, widening
 
 # %% ../nbs/42_ope.ipynb #02fbefba
 def corrected(
@@ -160,7 +160,7 @@ def _numbers(name, x):
     if (bad := int((~np.isfinite(x)).sum())): raise TelemetryError(f'{name} has {bad} values that are missing or no finite numbers; every row needs one; drop or repair those rows')
     return x
 
-def checked_log(reward, propensity, target_prob, q_logged=None, v_target=None, cluster=None)->Log:
+def checked_log(reward, propensity, target_prob, q_logged=None, v_target=None, cluster=None, reward_range=None)->Log:
     "The arrays as a `Log`, or a `TelemetryError` with count, rule and remedy."
     arrays = dict(reward=reward, propensity=propensity, target_prob=target_prob, q_logged=q_logged, v_target=v_target)
     arrays = {k: None if v is None else _numbers(k, v) for k,v in arrays.items()}
@@ -175,6 +175,7 @@ def checked_log(reward, propensity, target_prob, q_logged=None, v_target=None, c
     if (bad := int((p <= 0).sum())): raise TelemetryError(f'propensity has {bad} values <= 0; every logged action needs a positive propensity; drop or repair those rows')
     if (bad := int((p > 1).sum())): raise TelemetryError(f'propensity has {bad} values > 1; a probability is at most 1; check that the column holds probabilities, not weights or percentages')
     if (bad := int(((t < 0) | (t > 1)).sum())): raise TelemetryError(f'target_prob has {bad} values outside 0..1; it is P(logged action) under the target policy; correct those rows')
+    if reward_range is not None and (bad := int(((r := arrays['reward']) < reward_range[0]).sum() + (r > reward_range[1]).sum())): raise TelemetryError(f'reward has {bad} values outside {reward_range[0]:g}..{reward_range[1]:g}; that range was declared; correct the rewards or declare what they can be')
     if not t.any(): raise TelemetryError(f'target_prob is 0 in all {n} rows; the target policy must be able to do something the log shows; check that actions are named alike in both')
     if (q_logged is None) != (v_target is None): raise TelemetryError('only one of q_logged and v_target is given; the model is needed at the logged action and under the target policy; pass both or neither')
     return Log(**arrays, cluster=cluster)
@@ -204,11 +205,15 @@ def assess(
     log:Log,                             # checked rows
     limits:SupportConfig=DEFAULT_LIMITS, # when the log cannot tell
     unsupported_mass:float=0.,           # target probability on actions the log could not show
-    group:np.ndarray|None=None,          # (n,) e.g. position; weights must average 1 in each
+    group:np.ndarray|dict|None=None,     # (n,) e.g. position, or name -> (n,); weights must average 1 in each
+    action:np.ndarray|None=None,         # (n,) what was shown; with `due`, weights must add up action by action
+    due:pd.Series|None=None,             # action -> mean target probability over all rows
+    actions:int|None=None,               # how many there were to choose from, at most
 )->OpeResult:
     "Judge the log, then estimate."
     weight, r, n = importance_weight(log.target_prob, log.propensity), log.reward, len(log.reward)
-    support = support_verdict(weight, log.cluster, unsupported_mass, limits, group)
+    gaps = None if due is None else action_gaps(weight, action, due, log.cluster)
+    support = support_verdict(weight, log.cluster, unsupported_mass, limits, group, log.propensity, actions, gaps)
     model = () if log.q_logged is None else (log.q_logged, log.v_target)
     wide, refused, base, top = widening(support), support.verdict == 'refuse', float(r.mean()), max(float(weight.max()), 1.)
     def bounded(value, influence, wide, bias=0.):
@@ -239,9 +244,10 @@ def evaluate(
     q_logged=None, # (n,) reward model at the logged action; with v_target it adds dm, dr, sndr, switch_dr and dr_os
     v_target=None, # (n,) reward model averaged over the target policy
     cluster=None,  # (n,) which rows belong together, e.g. the user
+    reward_range=None, # (lowest, highest) a row can earn; None: anything
 )->OpeResult:
     "What the target policy would have earned on these rows, and whether they can tell."
-    return assess(checked_log(reward, propensity, target_prob, q_logged, v_target, cluster))
+    return assess(checked_log(reward, propensity, target_prob, q_logged, v_target, cluster, reward_range))
 
 # %% ../nbs/42_ope.ipynb #31b94ef6
 def read_columns(
@@ -276,9 +282,11 @@ def evaluate_log(
     frame = read_columns(path, names)
     for name in filter(None, (action, position)):
         if (bad := int(frame[name].isna().sum())): raise TelemetryError(f'{name} has {bad} missing values; every row needs one; drop or repair those rows')
-    prob = np.full(len(frame), 1/max(frame[action].nunique(), 1)) if target == 'uniform' else frame[target]
-    log = checked_log(frame[reward], frame[propensity], prob, cluster=frame[cluster] if cluster else None)
-    return assess(log, group=frame[position].to_numpy() if position else None).as_dict()
+    actions = frame[action].nunique()
+    if actions == 1: raise TelemetryError(f'{action} has 1 distinct value in {len(frame)} rows; a log of a single action cannot tell about any other; bring a log in which something was chosen')
+    even = target == 'uniform'
+    log = checked_log(frame[reward], frame[propensity], np.full(len(frame), 1/max(actions, 1)) if even else frame[target], cluster=frame[cluster] if cluster else None)
+    return assess(log, group={position: frame[position].to_numpy()} if position else None, action=frame[action].to_numpy(), due=pd.Series(1/actions, index=frame[action].unique()) if even else None, actions=actions).as_dict()
 
 # %% ../nbs/42_ope.ipynb #aa25bfc6
 @dataclass(frozen=True)
@@ -306,12 +314,14 @@ def evidence(
         support = dict(verdict='refuse', reasons=[NO_PROPENSITIES], ess=None, mean_weight=None, max_weight=None, max_weight_share=None, khat=None)
         each = lambda *names: {name: unknown for name in names}
         return {'support': support, 'estimates': each('ips','snips','dm','dr'), 'gain': each('ips','snips','dr'), 'n_decisions': 0, 'n_users': 0, 'slots_per_decision': 0., 'as_of': None} | each('logging','gain_relative','complaints_gain','clicks_gain'), {}
-    slots = len(rows)/rows['decision_id'].nunique()
+    if (twice := int(rows.duplicated(['decision_id', 'position']).sum())): raise TelemetryError(f'rows hold {twice} positions of a decision twice; a decision is evaluated once; run the sessions stage again, which keeps the first')
+    slots, actions = len(rows)/rows['decision_id'].nunique(), int(candidates.groupby(['decision_id', 'position']).size().max())
+    due = candidates[candidates['decision_id'].isin(rows['decision_id'])].groupby('item_id')['target_prob'].sum()/len(rows)
     results = {}
     for outcome in ('reward', 'hidden', 'clicked'):
         q, v = cross_fit(rows, candidates, Tables(cfg.bins, cfg.penalty), cfg.folds, seed, outcome)
         log = checked_log(rows[outcome], rows['propensity'], rows['target_prob'], q, v, rows['user_id'])
-        results[outcome] = assess(log, limits, unsupported_mass, rows['position'].to_numpy()).scale(slots)
+        results[outcome] = assess(log, limits, unsupported_mass, {'position': rows['position'].to_numpy()}, rows['item_id'].to_numpy(), due, actions).scale(slots)
     main, chosen = results['reward'], cfg.estimator
     gain = {k: e.as_dict() for k,e in main.gains.items() if k != 'dm'}  # dm claims no interval, so it claims no gain
     if chosen not in gain: raise TelemetryError(f'ope.estimator is {chosen!r}; it must be one of {", ".join(gain)}; correct it in params.yaml')

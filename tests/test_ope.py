@@ -157,6 +157,10 @@ def test_repeated_users_lengthen_the_interval():
 
 # ---------------------------------------------------------------- refusals
 ONE = np.ones(4)
+def test_rewards_outside_their_declared_range_are_refused():
+    with pytest.raises(TelemetryError, match=r'reward has 2 values outside 0\.\.1'): evaluate([0., 1., 2., -1.], ONE/2, ONE/2, reward_range=(0, 1))
+    assert evaluate([0., 1., .5, 1.], ONE/2, ONE/2, reward_range=(0, 1)).support.ess == 4
+
 @pytest.mark.parametrize('change, says', [
     (dict(propensity=[0, .5, -1, 1]), 'propensity has 2 values <= 0; every logged action needs a positive propensity'),
     (dict(propensity=[2, .5, 1, 1]), 'propensity has 1 values > 1'),
@@ -206,11 +210,22 @@ def test_the_door_refuses_in_one_line(tmp_path, table):
     table[:0].to_csv(path, index=False)
     with pytest.raises(TelemetryError, match='0 rows'): evaluate_log(path, 'item', 'click', 'prob', 'uniform')
 
-def test_a_tampered_log_is_refused_as_an_answer(tmp_path, table):
-    path = tmp_path/'log.csv'; table.assign(prob=table.prob/2).to_csv(path, index=False)
-    found = evaluate_log(path, 'item', 'click', 'prob', 'uniform')
-    assert found['support']['verdict'] == 'refuse' and found['support']['reasons'][0].startswith('mean_weight')
-    assert found['estimates']['ips']['value'] > .9 and found['estimates']['ips']['ci_lower'] is None
+@pytest.mark.parametrize('name, target, tamper', [
+    ('mean_weight', 'uniform', lambda t: t.prob/2), ('mean_weight', 'new', lambda t: t.prob/2),
+    ('certain', 'uniform', lambda t: t.prob.mask(t.item == 'w', 1.)), ('certain', 'new', lambda t: t.prob.mask(t.item == 'w', 1.)),  # the favourite logged as certain
+    ('floor', 'uniform', lambda t: t.prob.mask(t.index % 400 == 0, 1e-6)), ('floor', 'new', lambda t: t.prob.mask(t.index % 400 == 0, 1e-6)),
+    ('calibration', 'uniform', lambda t: t.prob.mask(t.item == 'x', .2).mask(t.item == 'y', .3))])                               # two actions swapped
+def test_a_tampered_log_is_refused_by_name(tmp_path, table, name, target, tamper):
+    path = tmp_path/'log.csv'
+    table.to_csv(path, index=False); assert evaluate_log(path, 'item', 'click', 'prob', target, cluster='user')['support']['verdict'] == 'trust'
+    table.assign(prob=tamper(table)).to_csv(path, index=False)
+    found = evaluate_log(path, 'item', 'click', 'prob', target, cluster='user')
+    assert found['support']['verdict'] == 'refuse' and name in [r.split(':')[0] for r in found['support']['reasons']]
+    assert all(e['ci_lower'] is None for e in found['estimates'].values())
+
+def test_a_log_of_one_action_is_refused(tmp_path, table):
+    path = tmp_path/'log.csv'; table[table.item == 'w'].to_csv(path, index=False)
+    with pytest.raises(TelemetryError, match='item has 1 distinct value'): evaluate_log(path, 'item', 'click', 'prob', 'uniform')
 
 # ---------------------------------------------------------------- the stage
 CFG = OpeConfig(folds=5, bins=12, penalty=20., estimator='dr')
@@ -247,5 +262,6 @@ def test_stage(tmp_path, monkeypatch):
     none = stage(rows[:0], candidates[:0])  # a log without propensities: an answer, no number
     assert none['support']['verdict'] == 'refuse' and none['support']['reasons'][0].startswith('no_propensities')
     assert set(none) == set(first) and all(e['value'] is None for e in [*none['gain'].values(), *none['estimates'].values(), none['logging']])
+    with pytest.raises(TelemetryError, match='3 positions of a decision twice'): stage(pd.concat([rows, rows[:3]]), candidates)
     halved = stage(rows.assign(propensity=rows.propensity/2), candidates)
     assert halved['support']['verdict'] == 'refuse' and halved['gain']['dr']['value'] is None and halved['estimates']['ips']['value'] is not None
