@@ -71,17 +71,26 @@ class ConfidenceSequence:
         return ax
     def _repr_markdown_(self): return f'{self.at(len(self.value))} after {len(self.value)} rows, valid at all times ({self.level:.0%})'
 
-def _checked(reward, weight, low, high, cut):
-    "(reward as 0..1, weight, cut weight), or a `TelemetryError` with count, rule and remedy."
+def _checked(reward, weight, low, high, level, cut):
+    "(reward as 0..1, cut weight), or a `TelemetryError` with count, rule and remedy."
     reward, weight = np.asarray(reward, float), np.asarray(weight, float)
     if not len(reward): raise TelemetryError('reward has 0 values; a sequence needs at least one; wait for data')
     if weight.ndim and len(weight) != len(reward): raise TelemetryError(f'weight has {len(weight)} values and reward has {len(reward)}; they describe the same rows; pass arrays of one length')
+    if np.ndim(cut) and len(cut) != len(reward): raise TelemetryError(f'cut has {len(cut)} values and reward has {len(reward)}; it is one number, or one for each row; pass either')
+    if not 0 < level < 1: raise TelemetryError(f'level is {level}; it is a probability, above 0 and below 1; choose e.g. .95')
     if not low < high: raise TelemetryError(f'the range is {low}..{high}; low must be below high; declare the smallest and largest reward there can be')
     if (bad := int((~((reward >= low) & (reward <= high))).sum())): raise TelemetryError(f'reward has {bad} values outside {low:g}..{high:g}; the band is only valid within the declared range; correct them, or declare a wider range before looking')
     if (bad := int((~((weight >= 0) & np.isfinite(weight))).sum())): raise TelemetryError(f'weight has {bad} values that are negative or no finite numbers; a weight is target probability over propensity; drop or repair those rows')
-    if not np.all(np.asarray(cut) > 0): raise TelemetryError(f'cut has values not above 0; it is the largest weight a row may have; leave it out, or choose e.g. 100')
-    weight = np.broadcast_to(weight, reward.shape)
-    return (reward - low)/(high - low), weight, np.minimum(weight, cut)
+    if not np.all(np.asarray(cut) > 0): raise TelemetryError('cut has values not above 0; it is the largest weight a row may have; leave it out, or choose e.g. 100')
+    return (reward - low)/(high - low), np.minimum(np.broadcast_to(weight, reward.shape), cut)
+
+def _band(x, mirrored, floor, level): # of x, and of one minus it or of its negative: (n,) each -> value, lower, upper
+    "Lower bounds of a quantity and of its mirror image, as one band."
+    seen, top, alpha = np.arange(1, len(x) + 1), 1 + floor, (1 - level)/2
+    lower, upper = lower_sequence(x, floor, 1., alpha), top - lower_sequence(mirrored, floor, 1., alpha)
+    if (bad := int(((lower > np.minimum(upper, 1)) | (upper < floor)).sum())): raise TelemetryError(f'weight contradicts itself: at {bad} of {len(x)} times the lower bound is above the upper one, which cannot be where weights average 1; the logged propensities are not the probabilities that chose; check how they are logged')
+    value = (np.cumsum(x) + top*seen - np.cumsum(mirrored))/(2*seen)
+    return value, np.clip(lower, floor, 1), np.clip(upper, floor, 1)
 
 def value_sequence(
     reward,           # (n,) what each logged row earned, in the order of time
@@ -92,11 +101,8 @@ def value_sequence(
     cut=np.inf,       # the largest weight a row may have: a number, or (n,), each fixed before its row
 )->ConfidenceSequence:# of the target policy's value
     "What the target policy earns, at all times; valid while the logging policy learns."
-    r, w, c = _checked(reward, weight, low, high, cut)
-    alpha, unit = (1 - level)/2, high - low
-    lower = np.clip(lower_sequence(c*r, 0., 1., alpha), 0, 1)
-    upper = np.clip(1 - lower_sequence(c*(1 - r), 0., 1., alpha), 0, 1)
-    return ConfidenceSequence(low + unit*np.cumsum(w*r)/np.arange(1, len(r) + 1), low + unit*lower, low + unit*upper, level)
+    r, w = _checked(reward, weight, low, high, level, cut)
+    return ConfidenceSequence(*(low + (high - low)*b for b in _band(w*r, w*(1 - r), 0., level)), level)
 
 # %% ../nbs/45_sequential.ipynb #ed2cafe9
 def gain_sequence(
@@ -108,8 +114,5 @@ def gain_sequence(
     cut=np.inf,       # the largest weight a row may have, fixed before the row
 )->ConfidenceSequence:# of V(target) - V(logging), paired
     "What the target policy gains over the one that ran, at all times."
-    r, w, c = _checked(reward, weight, low, high, cut)
-    alpha, unit = (1 - level)/2, high - low
-    lower = np.clip(lower_sequence((c - 1)*r, -1., 1., alpha), -1, 1)
-    upper = np.clip(-lower_sequence((c - 1)*(1 - r), -1., 1., alpha), -1, 1)
-    return ConfidenceSequence(unit*np.cumsum((w - 1)*r)/np.arange(1, len(r) + 1), unit*lower, unit*upper, level)
+    r, w = _checked(reward, weight, low, high, level, cut)
+    return ConfidenceSequence(*((high - low)*b for b in _band((w - 1)*r, (w - 1)*(1 - r), -1., level)), level)
