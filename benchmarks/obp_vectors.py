@@ -3,7 +3,7 @@
 `python benchmarks/obp_vectors.py [--to tests/obp.json]`
 
 obp has a virtual environment of its own (runs/peers/obp, made once). Its own synthetic data sets are drawn there: three bandits (few actions and binary reward with logging near the target; ten actions and continuous
-reward under uniform logging; twenty-four actions and sparse binary reward with logging against the target), one with item categories, one logged by two policies, and slates of three drawn here, for obp has no target policy that
+reward under uniform logging; twenty-four actions and sparse binary reward with logging against the target), one with item categories by chance and one with fixed clusters, one logged by two policies, and slates of three drawn here, for obp has no target policy that
 is a plain Plackett-Luce. Every input is rounded to a whole multiple of 1/1024 (slate propensities: 2^-20) and stored as that whole number, so the tests read bit by bit what obp was given."""
 import argparse, json, subprocess, sys
 from itertools import permutations
@@ -58,11 +58,13 @@ def bandit_values(x:dict)->dict: # 'name' or 'name lambda' -> value
     each |= {f'{name} {at}': kind(lambda_=at) for name, kind in kinds.items() for at in LAMBDAS[name if name in LAMBDAS else name.removesuffix('_dr')]}
     return {name: float(e.estimate_policy_value(**data)) for name, e in each.items()}
 
-def embedded():
-    "Actions with two categories each, drawn by chance; the reward goes by them."
+def embedded(clusters:bool=False, actions=12, n=100):
+    "Actions with two categories each, drawn by chance, or with a cluster each that is always theirs; the reward goes by the categories."
     from obp.dataset import SyntheticBanditDatasetWithActionEmbeds
-    d = SyntheticBanditDatasetWithActionEmbeds(n_actions=12, dim_context=3, n_cat_dim=2, n_cat_per_dim=3, reward_function=None, beta=-1., random_state=SEED).obtain_batch_bandit_feedback(150)
-    return dict(action=d['action'], reward=np.round(UNIT*d['reward']).astype(int), embedding=d['action_embed'], logging=parts(d['pi_b'][:, :, 0]), target=parts(softmax(2*d['expected_reward'])), p_embedding=parts(d['p_e_a'].transpose(0, 2, 1)).transpose(0, 2, 1))
+    d = SyntheticBanditDatasetWithActionEmbeds(n_actions=actions, dim_context=3, n_cat_dim=2, n_cat_per_dim=3, reward_function=None, beta=-1., random_state=SEED).obtain_batch_bandit_feedback(n)
+    own, a = np.arange(actions) % 4, d['action']
+    kinds = (own[a][:, None], UNIT*(own[:, None] == np.arange(4)).astype(int)[:, :, None]) if clusters else (d['action_embed'], parts(d['p_e_a'].transpose(0, 2, 1)).transpose(0, 2, 1))
+    return dict(action=a, reward=np.round(UNIT*d['reward']).astype(int), embedding=kinds[0], logging=parts(d['pi_b'][:, :, 0]), target=parts(softmax(2*d['expected_reward'])), p_embedding=kinds[1])
 
 def embedded_values(x):
     from obp import ope
@@ -115,7 +117,7 @@ def slates_values(x):
 def record(to:Path):
     "Draw, ask obp, write; runs in obp's environment."
     import obp
-    drawn = {name: (bandit(*s), bandit_values) for name, s in SETS.items()} | {'embedded': (embedded(), embedded_values), 'two_loggers': (two_loggers(), two_loggers_values), 'slates': (slates(), slates_values)}
+    drawn = {name: (bandit(*s), bandit_values) for name, s in SETS.items()} | {'embedded': (embedded(), embedded_values), 'clustered': (embedded(True), embedded_values), 'two_loggers': (two_loggers(), two_loggers_values), 'slates': (slates(), slates_values)}
     plain = lambda d: {k: np.asarray(v).tolist() for k,v in d.items()}
     found = {'obp': obp.__version__, 'unit': UNIT, 'fine': FINE} | {name: {'given': plain(d), 'found': values(given(d))} for name, (d, values) in drawn.items()}
     to.write_text(json.dumps(found, separators=(',', ':')).replace('"found"', '\n"found"') + '\n')

@@ -4,14 +4,15 @@
 
 What both are given is made up front and saved: both policies' choice, (n, A) float32 target probabilities and reward model, and what was done and earned. Each program is a process of its own with one thread. Ours reduces the
 two tables in chunks to four n-vectors (propensity, target probability, model at the logged action and averaged over the target policy) and calls `assess`: nine estimators, four of them with a knob tried at eight settings, the
-standard error of each, of its gain and of its relative gain. obp gets the same tables as it wants them, (n, A, 1), and answers IPS, SNIPS, DM, DR, SNDR, clipped and sub-Gaussian IPS at one setting, Switch-DR and DRos tuned over
+standard error of each, of its gain and of its relative gain; then once more with rows that belong to users, twenty each, and to five
+positions. obp gets the same tables as it wants them, (n, A, 1), and answers IPS, SNIPS, DM, DR, SNDR, clipped and sub-Gaussian IPS at one setting, Switch-DR and DRos tuned over
 the same number of settings by its SLOPE: values only. Memory is the most the process has held (VmHWM) less what it held once the inputs were there; obp lives in runs/peers/obp, made once."""
-import argparse, json, os, resource, subprocess, sys, tempfile, time
+import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-SEED, CHUNK, SETTINGS = 12, 16_384, 8
+SEED, CHUNK, SETTINGS, USER_ROWS, POSITIONS = 12, 16_384, 8, 20, 5
 LIMITS = {'s': 2., 'mb': 400.}
 
 def draw(folder:Path, n:int, actions:int):
@@ -44,15 +45,16 @@ def reduced(x:dict)->tuple: # (n,) target probability, model at the logged actio
         out[2, rows] = np.einsum('na,na->n', p, q)
     return tuple(out)
 
-def ours(folder:Path)->dict:
+def ours(folder:Path, users:bool=False)->dict:
     "Reduce, check, judge, estimate."
-    import pandas # a user has it loaded
     from telemetry_loop.ope import assess, checked_log
-    x = inputs(folder); before = held(); steps = [time.perf_counter()]
+    x = inputs(folder); n = len(x['action'])
+    user, position = (np.random.default_rng(SEED).integers(0, n//USER_ROWS, n), np.arange(n) % POSITIONS) if users else (None, None)
+    before = held(); steps = [time.perf_counter()]
     def lap(): steps.append(time.perf_counter())
     target, q, v = reduced(x); lap()
-    log = checked_log(x['reward'], x['propensity'], target, q, v); lap()
-    found = assess(log); lap()
+    log = checked_log(x['reward'], x['propensity'], target, q, v, user); lap()
+    found = assess(log, group=position); lap()
     return dict(s=steps[-1] - steps[0], mb=held(peak=True) - before, steps=dict(zip(('reduce', 'check', 'assess'), np.diff(steps).tolist())), verdict=found.support.verdict, ess=found.support.ess, values={k: e.value for k, e in found.estimates.items()}, intervals=sum(e.ci_lower is not None for e in found.estimates.values()))
 
 def obp(folder:Path)->dict:
@@ -68,7 +70,7 @@ def obp(folder:Path)->dict:
 
 def child(name:str, folder:Path, python=sys.executable)->dict:
     "Run one program in a process of its own; what it measured."
-    env = os.environ | {k: '1' for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')} | ({'PYTHONPATH': str(ROOT)} if name == 'ours' else {})
+    env = os.environ | {k: '1' for k in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')} | ({'PYTHONPATH': str(ROOT)} if name != 'obp' else {})
     p = subprocess.run([python, '-W', 'ignore', __file__, '--child', name, folder], env=env, capture_output=True, text=True)
     if p.returncode: raise SystemExit(f'{name} ended with status {p.returncode}\n{p.stderr[-2000:]}')
     return json.loads(p.stdout.splitlines()[-1])
@@ -80,15 +82,15 @@ def main():
     from obp_vectors import environment
     with tempfile.TemporaryDirectory() as tmp:
         draw(Path(tmp), args.decisions, args.actions)
-        found = {'ours': child('ours', Path(tmp))} | {'obp': child('obp', Path(tmp), python) for python in [environment() if args.peers else None] if python}
-    print(f'{args.decisions:,} decisions x {args.actions} actions\n{"":8}{"s":>8}{"MB":>9}{"estimators":>12}{"intervals":>11}   where the time goes')
-    for name, f in found.items(): print(f'{name:8}{f["s"]:8.2f}{f["mb"]:9.0f}{len(f["values"]):12}{f["intervals"]:11}   ' + ', '.join(f'{k} {v:.2f}' for k, v in f['steps'].items()))
+        found = {name: child(name, Path(tmp)) for name in ('ours', 'ours, users')} | {'obp': child('obp', Path(tmp), python) for python in [environment() if args.peers else None] if python}
+    print(f'{args.decisions:,} decisions x {args.actions} actions\n{"":12}{"s":>8}{"MB":>9}{"estimators":>12}{"intervals":>11}   where the time goes')
+    for name, f in found.items(): print(f'{name:12}{f["s"]:8.2f}{f["mb"]:9.0f}{len(f["values"]):12}{f["intervals"]:11}   ' + ', '.join(f'{k} {v:.2f}' for k, v in f['steps'].items()))
     if 'obp' in found:
         apart = max(abs(found['ours']['values'][k]/found['obp']['values'][k] - 1) for k in ('ips', 'snips', 'dm', 'dr', 'sndr'))
         print(f'obp / ours: {found["obp"]["s"]/found["ours"]["s"]:.1f} x the time, {found["obp"]["mb"]/found["ours"]["mb"]:.1f} x the memory; the five estimators without a knob differ by at most {apart:.1e}')
-    for k, limit in LIMITS.items(): print(f'ours, {k}: {found["ours"][k]:.2f} of at most {limit:g}   {"kept" if found["ours"][k] <= limit else "NOT KEPT"}')
+    for name, k in ((name, k) for name in found if name != 'obp' for k in LIMITS): print(f'{name}, {k}: {found[name][k]:.2f} of at most {LIMITS[k]:g}   {"kept" if found[name][k] <= LIMITS[k] else "NOT KEPT"}')
     if args.json: args.json.write_text(json.dumps(found | {'limits': LIMITS, 'load': os.getloadavg()[0]}, indent=1) + '\n')
 
 if __name__ == '__main__':
-    if sys.argv[1:2] == ['--child']: print(json.dumps(dict(ours=ours, obp=obp)[sys.argv[2]](Path(sys.argv[3]))))
+    if sys.argv[1:2] == ['--child']: print(json.dumps({'ours': ours, 'ours, users': lambda folder: ours(folder, users=True), 'obp': obp}[sys.argv[2]](Path(sys.argv[3]))))
     else: main()

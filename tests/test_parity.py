@@ -40,7 +40,7 @@ def test_evaluate_says_the_same():
         for name in ('ips', 'snips', 'dm', 'dr', 'sndr'): assert found[name].value == same(OBP[data]['found'][name]), (data, name)
 
 def test_slates():
-    "Three places: the slate's weight, the item's at its place, the prefix's, and the doubly robust cascade."
+    "Slates of three: the slate's weight, the item's at its place, the prefix's, and the doubly robust cascade."
     from telemetry_loop.slate import cascade_dr, iips, rips, sips
     x, found = given('slates'), OBP['slates']['found']; a = x['action'].astype(int)
     prefix, place = (x[f'slate_{kind}_target']/x[f'slate_{kind}_logging'] for kind in ('prefix', 'place'))
@@ -48,3 +48,25 @@ def test_slates():
         assert estimator(x['reward'], weight)[0] == same(found[name]) and estimator(x['reward'], weight, normalised=True)[0] == same(found[f'sn{name}']), name
     assert cascade_dr(x['reward'], prefix, np.take_along_axis(x['q'], a[:, :, None], 2)[:, :, 0], (x['after']*x['q']).sum(2))[0] == same(found['cascade_dr'])
     assert len({round(v, 6) for v in found.values()}) == len(found)
+
+def test_many_actions():
+    "Categories by chance, whose probabilities are summed here, and clusters, whose probabilities we sum."
+    from telemetry_loop.many import cluster_prob, mips
+    for data in ('embedded', 'clustered'):
+        x = given(data); n, e = len(x['action']), x['embedding'].astype(int)
+        each = np.prod([x['p_embedding'][:, e[:, d], d] for d in range(e.shape[1])], axis=0)              # (A, n) P(what is seen | action)
+        target, logging = ((x[name]*each.T).sum(1) for name in ('target', 'logging'))
+        if data == 'clustered':
+            own, row = x['p_embedding'][:, :, 0].argmax(1), np.repeat(np.arange(n), x['target'].shape[1])
+            target, logging = (cluster_prob(x[name].ravel(), np.tile(own, n), row, e[:, 0]) for name in ('target', 'logging'))
+        assert mips(x['reward'], target, logging)[0] == same(OBP[data]['found']['mips']), data
+    assert snips(x['reward'], target/logging)[0] == same(OBP[data]['found']['snmips']) # clusters only: with several categories obp's multiplies their marginals, which its plain one does not
+
+def test_two_logging_policies():
+    from telemetry_loop.many import balanced_ips, balanced_weight
+    x, found = given('two_loggers'), OBP['two_loggers']['found']; i, a = np.arange(len(x['action'])), x['action'].astype(int)
+    logger, each, target, q, v = x['logger'].astype(int), x['logging'][:, i, a].T, x['target'][i, a], x['q'][i, a], (x['target']*x['q']).sum(1)
+    assert balanced_ips(x['reward'], target, each, logger)[0] == same(found['balanced_ips'])
+    assert dr(x['reward'], balanced_weight(target, each, logger), q, v)[0] == same(found['balanced_dr'])
+    own = target/each[i, logger]                                                                        # each row by the policy that wrote it
+    assert ips(x['reward'], own)[0] == same(found['naive_ips']) != same(found['balanced_ips']) and dr(x['reward'], own, q, v)[0] == same(found['naive_dr'])
