@@ -117,6 +117,7 @@ def test_product_weight_where_places_are_filled_independently():
     slates, j = np.array(list(product(range(4), repeat=3))), np.arange(3)
     chance, weight = p[j, slates].prod(1), product_weight(position_weight(t[j, slates], p[j, slates]))
     assert (chance*weight*worth[j, slates].sum(1)).sum() == pytest.approx((t*worth).sum(), abs=1e-12)
+    assert product_weight([[2., 3., .5]]).tolist() == [3.5] and (chance*weight**2).sum() == pytest.approx(1 + ((t**2/p).sum(1) - 1).sum())  # spreads add up, where those of the slate's weight multiply
 
 def test_a_candidate_nobody_offers_changes_nothing():
     w = World(m=4, k=2); kind, shown = w.pairs(); pad = lambda x: np.pad(x[kind], ((0, 0), (0, 1)))
