@@ -74,6 +74,11 @@ def bench_sequences(tmp):
     if not beauty.is_file(): print('left out: ../shared/data/s3rec_beauty is not here'); return {}
     return {'train --sequences Beauty, leave-one-out, s': (timed(BIN/'telemetry-loop', 'train', '--sequences', beauty, '--protocol', 'leave-one-out', '--json', tmp/'beauty.json')[0], 600.)}
 
+def bench_ope(tmp):
+    from ope import child, draw
+    draw(tmp, 1_000_000, 50); found = {'': child('ours', tmp), ', per user': child('ours, users', tmp)}
+    return {f'ope, a million decisions x 50 actions{who}, {k}': (f[k.lower()], limit) for who, f in found.items() for k, limit in (('s', 2.), ('MB', 400.))}
+
 ALL = {name.removeprefix('bench_'): f for name, f in globals().items() if name.startswith('bench_')}
 
 def main():
