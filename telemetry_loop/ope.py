@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KNOBS', 'NO_PROPENSITIES', 'corrected', 'ips', 'snips', 'clipped', 'sub_gaussian', 'dm', 'dr', 'sndr', 'switch_dr',
            'dr_os', 'Tuned', 'slope', 'Log', 'checked_log', 'OpeResult', 'assess', 'evaluate', 'read_columns',
-           'evaluate_log', 'OpeConfig', 'evidence', 'run']
+           'evaluate_log', 'OpeConfig', 'knob_as_values', 'advice', 'evidence', 'run']
 
 # %% ../nbs/42_ope.ipynb #aa9233fd
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ import pandas as pd
 from .config import TelemetryError, RunConfig, load_params, read_json, write_json
 from .estimate import Estimate, standard_error
 from .reward import Tables, cross_fit
-from .support import DEFAULT_LIMITS, Support, SupportConfig, action_gaps, importance_weight, support_verdict, widening
+from .support import DEFAULT_LIMITS, Support, SupportConfig, action_gaps, explore_next, importance_weight, support_verdict, widening
 
 # %% ../nbs/42_ope.ipynb #02fbefba
 def corrected(
@@ -296,9 +296,24 @@ class OpeConfig:
     bins: int        # quantile bins of score and of log popularity
     penalty: float   # ridge penalty, in rows: a cell with this many rows is shrunk halfway
     estimator: str   # stands for the relative gain, complaints and clicks: any estimator but dm
+    explore: float   # share of all slots that the advice on exploration may spend
 
 # %% ../nbs/42_ope.ipynb #d7b35811
 NO_PROPENSITIES = 'no_propensities: the log does not say with which probability each item was shown, so it cannot tell what another policy would have earned; log propensities, or run an experiment'
+
+def knob_as_values(tuned:Tuned, scale:float)->dict: # scale: rows per decision -> setting, bias, tried
+    "How a knob was set, ready for JSON; an infinite setting becomes null."
+    plain = lambda t: {'setting': t['setting'] if np.isfinite(t['setting']) else None, 'value': scale*t['value'], 'se': scale*t['se'], 'agrees': bool(t['agrees'])}
+    return {'setting': float(tuned.setting) if np.isfinite(tuned.setting) else None, 'bias': scale*tuned.bias, 'tried': [plain(t) for t in tuned.tried.to_dict('records')]}
+
+def advice(
+    rows:pd.DataFrame,       # artifacts/policy/rows
+    candidates:pd.DataFrame, # artifacts/policy/candidates
+    cfg:OpeConfig,
+)->pd.DataFrame:             # who, item_id, rows, noise, give, cut: as `explore_next` gives them
+    "Whom to show which items more often, so that the next log can tell more."
+    offers = candidates.merge(rows[['decision_id', 'who']].drop_duplicates(), on='decision_id').groupby(['who', 'item_id'], observed=True)['target_prob'].agg(offered='size', target='mean').reset_index()
+    return explore_next(rows[['who', 'item_id']], (rows['target_prob']/rows['propensity']).to_numpy(), rows['propensity'].to_numpy(), (rows['reward'] - rows['reward'].mean()).to_numpy(), offers, cfg.explore)
 
 def evidence(
     rows:pd.DataFrame,         # artifacts/policy/rows
@@ -313,7 +328,7 @@ def evidence(
     if not len(rows):
         support = dict(verdict='refuse', reasons=[NO_PROPENSITIES], ess=None, mean_weight=None, max_weight=None, max_weight_share=None, khat=None)
         each = lambda *names: {name: unknown for name in names}
-        return {'support': support, 'estimates': each('ips','snips','dm','dr'), 'gain': each('ips','snips','dr'), 'n_decisions': 0, 'n_users': 0, 'slots_per_decision': 0., 'as_of': None} | each('logging','gain_relative','complaints_gain','clicks_gain'), {}
+        return {'support': support, 'estimates': each('ips','snips','dm','dr'), 'gain': each('ips','snips','dr'), 'n_decisions': 0, 'n_users': 0, 'slots_per_decision': 0., 'tuned': {}, 'as_of': None} | each('logging','gain_relative','complaints_gain','clicks_gain'), {}
     if (twice := int(rows.duplicated(['decision_id', 'position']).sum())): raise TelemetryError(f'rows hold {twice} positions of a decision twice; a decision is evaluated once; run the sessions stage again, which keeps the first')
     slots, actions = len(rows)/rows['decision_id'].nunique(), int(candidates.groupby(['decision_id', 'position']).size().max())
     due = candidates[candidates['decision_id'].isin(rows['decision_id'])].groupby('item_id')['target_prob'].sum()/len(rows)
@@ -327,7 +342,7 @@ def evidence(
     if chosen not in gain: raise TelemetryError(f'ope.estimator is {chosen!r}; it must be one of {", ".join(gain)}; correct it in params.yaml')
     return main.as_dict() | {'logging': main.logging.as_dict(), 'gain': gain, 'gain_relative': main.relative[chosen].as_dict(),
         'complaints_gain': results['hidden'].gains[chosen].as_dict(), 'clicks_gain': results['clicked'].gains[chosen].as_dict(),
-        'n_decisions': int(rows['decision_id'].nunique()), 'n_users': int(rows['user_id'].nunique()), 'slots_per_decision': slots, 'as_of': str(rows['event_time'].max())}, results
+        'n_decisions': int(rows['decision_id'].nunique()), 'n_users': int(rows['user_id'].nunique()), 'slots_per_decision': slots, 'tuned': {name: knob_as_values(t, slots) for name, t in main.tuned.items()}, 'as_of': str(rows['event_time'].max())}, results
 
 # %% ../nbs/42_ope.ipynb #07f009f1
 def run():
@@ -337,7 +352,8 @@ def run():
     rows, candidates = (pd.read_parquet(f'artifacts/policy/{name}.parquet') for name in ('rows', 'candidates'))
     unsupported = read_json('metrics/policy.json').get('unsupported_mass') or {}
     metrics, _ = evidence(rows, candidates, cfg, limits, shared.seed, unsupported.get('value') or 0.)
-    weights = rows[['decision_id', 'user_id', 'position', 'reward']].assign(weight=rows['target_prob']/rows['propensity'] if len(rows) else np.zeros(0))
+    weights = rows[['decision_id', 'user_id', 'who', 'position', 'item_id', 'reward']].assign(weight=rows['target_prob']/rows['propensity'] if len(rows) else np.zeros(0))
     Path('artifacts/ope').mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pandas(weights, preserve_index=False).replace_schema_metadata(None), 'artifacts/ope/weights.parquet')
+    for name, table in {'weights': weights, 'explore': advice(rows, candidates, cfg) if len(rows) else rows[['who', 'item_id']].assign(rows=0, noise=0., give=0., cut=0.)}.items():
+        pq.write_table(pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None), f'artifacts/ope/{name}.parquet')
     write_json('metrics/ope.json', metrics)

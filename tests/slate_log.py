@@ -14,7 +14,7 @@ def slates(n=2000, k=3, m=8, seed=20261, signal=1.):
     shown = np.argsort(rng.random((n, m)), axis=1)[:, :k]
     like = 1/(1 + np.exp(1 - signal*score)); reward = (rng.random((n, k)) < like[i, shown])*1.
     name = np.char.add('d', np.arange(n).astype(str))
-    rows = pd.DataFrame(dict(decision_id=np.repeat(name, k), user_id=np.repeat(np.char.add('u', (np.arange(n)//5).astype(str)), k), position=np.tile(np.arange(k), n), item_id=shown.ravel().astype(str),
+    rows = pd.DataFrame(dict(decision_id=np.repeat(name, k), user_id=np.repeat(np.char.add('u', (np.arange(n)//5).astype(str)), k), who='anybody', position=np.tile(np.arange(k), n), item_id=shown.ravel().astype(str),
         reward=reward.ravel(), clicked=1 - reward.ravel(), satisfied=reward.ravel(), hidden=(rng.random(n*k) < .02)*1., propensity=1/m, target_prob=prob[i, shown].ravel(), score=score[i, shown].ravel(),
         log_popularity=pop[i, shown].ravel(), event_time=pd.Timestamp('2026-01-01'), seq=np.repeat(np.arange(n), k)))
     cand = pd.DataFrame(dict(decision_id=np.repeat(name, k*m), position=np.tile(np.repeat(np.arange(k), m), n), item_id=np.tile(np.arange(m).astype(str), n*k), target_prob=np.repeat(prob, k, axis=0).ravel(),

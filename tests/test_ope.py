@@ -228,7 +228,7 @@ def test_a_log_of_one_action_is_refused(tmp_path, table):
     with pytest.raises(TelemetryError, match='item has 1 distinct value'): evaluate_log(path, 'item', 'click', 'prob', 'uniform')
 
 # ---------------------------------------------------------------- the stage
-CFG = OpeConfig(folds=5, bins=12, penalty=20., estimator='dr')
+CFG = OpeConfig(folds=5, bins=12, penalty=20., estimator='dr', explore=.05)
 
 def test_gain_per_decision_covers_the_truth():
     found = []

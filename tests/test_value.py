@@ -1,0 +1,37 @@
+"An evaluation in words and pictures: each answer for the log that deserves it, and nothing claimed of a refused one."
+import matplotlib; matplotlib.use('Agg')
+import pandas as pd, pytest
+from telemetry_loop.ope import OpeConfig, advice, evidence
+from telemetry_loop.support import DEFAULT_LIMITS
+from telemetry_loop.value import CALLED, advised, agreement, answer, checks, plot_explore, plot_gains, plot_knobs, plot_weights, reasons, would_help
+from slate_log import slates
+
+CFG = OpeConfig(folds=5, bins=12, penalty=20., estimator='dr', explore=.05)
+
+@pytest.fixture(scope='module')
+def logs():
+    "One log evaluated as it is, with the same policy as target, and with halved propensities."
+    rows, candidates, _ = slates()
+    same = rows.assign(target_prob=rows.propensity), candidates.assign(target_prob=1/8)
+    return {name: evidence(r, c, CFG, DEFAULT_LIMITS, 7)[0] for name, (r, c) in dict(better=(rows, candidates), worse=(rows.assign(reward=1 - rows.reward), candidates), same=same, halved=(rows.assign(propensity=rows.propensity/2), candidates)).items()}, rows, candidates
+
+def test_each_log_gets_the_answer_it_deserves(logs):
+    found, _, _ = logs
+    assert {k: would_help(v) for k, v in found.items()} == dict(better='yes', worse='no', same='not clear', halved='cannot tell')
+    assert answer(found['better']).startswith('**Yes, it would help: +') and answer(found['halved']).startswith('**This log cannot tell.**') and '%' in answer(found['better'])
+    assert 'mean weight' in reasons(found['halved']) and reasons(found['better']) == '- Every check passed.'
+    assert agreement(found['halved']).startswith('As the log cannot tell') and 'all overlap' in agreement(found['better'])
+
+def test_an_estimator_that_disagrees_is_named(logs):
+    odd = logs[0]['better'] | {'gain': logs[0]['better']['gain'] | {'clipped': dict(value=9., ci_lower=8., ci_upper=10., n=9)}}
+    assert 'cut off disagrees' in agreement(odd)
+
+def test_every_estimator_has_a_name_and_every_picture_draws(logs):
+    found, rows, candidates = logs
+    for ope in found.values():
+        assert set(ope['estimates']) == set(CALLED) and set(ope['gain']) == set(CALLED) - {'dm'} and set(ope['tuned']) <= set(CALLED)
+        plot_gains(ope); plot_knobs(ope); assert len(checks(ope, DEFAULT_LIMITS)) == 5
+    plot_weights(rows.assign(weight=rows.target_prob/rows.propensity)); plot_weights(pd.DataFrame(dict(weight=[])))
+    told = advice(rows, candidates, CFG)
+    assert 0 < told.give.sum() <= .05 + 1e-9 and 0 < told.cut[0] < 1 and 'anybody' in advised(told)
+    plot_explore(told); plot_explore(told[:0]); assert 'would not shorten' in advised(told[:0])
