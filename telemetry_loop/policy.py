@@ -468,12 +468,13 @@ def replay(
     decisions:pd.DataFrame,  # logged decisions with propensities, one row each
     contexts:Contexts,       # the same decisions as the policy sees them, same order
 )->tuple:                    # rows (decision, position), candidates (decision, position, candidate)
-    "Target probabilities of what was shown, and of everything that could have been."
+    "Target probabilities of what was shown, and of everything that could have been; `who`: refused, or how much is known: strangers, newcomers, regulars (20 acts)."
     k, there = policy.cfg.slate, contexts.candidates != ''
     c = policy.choice(contexts)
     place = position_marginals(c, k)                                                   # (n, m, k)
     score = np.where(there, np.log(np.where(there, np.maximum(c.weights, 1e-300), 1)), 0.)
-    logpop = np.log1p(contexts.popularity)
+    logpop, known = np.log1p(contexts.popularity), (contexts.history != '').sum(1)
+    group = np.where(contexts.personalise, np.array(['strangers', 'newcomers', 'regulars'])[(known > 0).astype(int) + (known >= 20)], 'refused')
     n, j = np.repeat(np.arange(len(decisions)), decisions['slate'].str.len()), np.concatenate([np.arange(len(s)) for s in decisions['slate']]) if len(decisions) else np.array([], int)
     flat = lambda name: np.concatenate(decisions[name].to_list()) if len(decisions) else np.array([])
     item = flat('slate')
@@ -481,7 +482,7 @@ def replay(
     at, found = match.argmax(1), match.any(1)
     pick = lambda x: np.where(found, x[n, at], 0.)
     base = decisions.iloc[n]
-    rows = pd.DataFrame(dict(decision_id=base['decision_id'].to_numpy(), user_id=base['user_id'].to_numpy(), position=j, item_id=item, reward=flat('reward'),
+    rows = pd.DataFrame(dict(decision_id=base['decision_id'].to_numpy(), user_id=base['user_id'].to_numpy(), who=group[n], position=j, item_id=item, reward=flat('reward'),
         **{name: flat(name).astype(float) for name in ('clicked', 'satisfied', 'hidden')}, propensity=flat('position_propensities').astype(float),
         target_prob=np.where(found & (j < k), place[n, at, np.minimum(j, k-1)], 0.), score=pick(score), log_popularity=pick(logpop), event_time=base['event_time'].to_numpy(), seq=base['seq'].to_numpy()))
     r, c = np.nonzero(there)
@@ -503,8 +504,8 @@ def run():
     rows, candidates = [pd.concat(tables, ignore_index=True) for tables in zip(*parts)]
     some = usable.iloc[::max(1, len(usable)//2000)].reset_index(drop=True)
     changed, ours, best = exploration_cost(policy, contexts_of(some, features))
-    who, none = some['user_id'].to_numpy(), mean(np.array([]))
-    spent = mean(changed, who) if len(some) else none
+    user, none = some['user_id'].to_numpy(), mean(np.array([]))
+    spent = mean(changed, user) if len(some) else none
     check_budget(spent, cfg)
     Path('artifacts/policy').mkdir(parents=True, exist_ok=True)
     rows.to_parquet('artifacts/policy/rows.parquet', index=False); candidates.to_parquet('artifacts/policy/candidates.parquet', index=False)
@@ -513,7 +514,7 @@ def run():
     same = replay_equality(boot, first, contexts_of(first, features)) if len(first) else pd.DataFrame(dict(reason=[]))
     covered = candidates.groupby(['decision_id', 'position'])['target_prob'].sum().to_numpy()
     write_json('metrics/policy.json', {'model_version': recommender.version, 'decisions_in_test': len(test), 'decisions_with_propensities': len(usable),
-        'exploration': {'declared': cfg.exploration, 'budget': cfg.budget, 'changed': spent.as_dict(), 'value_lost': (mean(1 - ours/np.maximum(best, 1e-300), who) if len(some) else none).as_dict()},
-        'replayed': {'decisions': len(first), 'reasons': {k or 'equal': int(v) for k, v in same['reason'].value_counts().sort_index().items()}},
+        'exploration': {'declared': cfg.exploration, 'budget': cfg.budget, 'changed': spent.as_dict(), 'value_lost': (mean(1 - ours/np.maximum(best, 1e-300), user) if len(some) else none).as_dict()},
+        'replayed': {'decisions': len(first), 'reasons': {k or 'equal': int(v) for k, v in same['reason'].value_counts().sort_index().items()}, 'within_5_percent': (mean((same['off'] <= .05).to_numpy(float), first['user_id'].to_numpy()) if len(first) else none).as_dict()},
         'rows': len(rows), 'unsupported_mass': mean(np.maximum(0, 1 - covered)).as_dict() if len(covered) else mean(covered).as_dict(),
         'target_prob': mean(rows['target_prob'].to_numpy(), rows['user_id'].to_numpy()).as_dict() if len(rows) else mean(np.array([])).as_dict()})
