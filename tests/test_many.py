@@ -162,7 +162,7 @@ def tail_log(rng, n=2000):
 def test_tail_intervals_cover():
     rng = np.random.default_rng(SEED); a = rng.choice(10, 2_000_000, p=TILT); lived = np.sort(MEANS[a] + SPREADS[a]*rng.normal(size=len(a)))
     logs = [tail_log(rng) for _ in range(500)]
-    for at in (.1, .5):
+    for at in (.1, .5, .9):
         true_q, true_c = lived[int(at*len(lived))], lived[:int(at*len(lived))].mean()
         quantiles = [reward_quantile(r, w, at) for r, w in logs]
         tails = [wald(v, standard_error(f), len(f)) for v, f in (cvar(r, w, at) for r, w in logs)]

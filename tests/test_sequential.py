@@ -1,6 +1,7 @@
 "Sequential: bands that hold at all times where the usual interval fails in the same harness."
 import time
 import numpy as np, pytest
+from scipy.optimize import brentq
 from scipy.special import ndtr
 from telemetry_loop import sequential
 from telemetry_loop.config import TelemetryError
@@ -100,6 +101,18 @@ def test_boundary_is_where_the_mixture_reaches_one_over_alpha():
         assert wealth == pytest.approx(1/alpha, rel=1e-9)
     v, s = sequential._boundary(.025)
     for at in (1e2, 1e4, 1e6, 1e8): assert s[np.searchsorted(v, at)] < 2.05*1.96*np.sqrt(at)
+
+def test_each_bound_is_the_claim_at_which_the_bettor_is_rich():
+    "Row by row, in plain loops: guesses made before the row and never above 1, one bettor for each stake."
+    rng = np.random.default_rng(SEED)
+    for x in (rng.random(300), 3*rng.exponential(size=300), np.r_[1., np.zeros(50)]):      # the second is above 1 on average
+        lower, alpha, squares, guess = lower_sequence(x, 0., 1., .025), .025, [], .5
+        for t in range(len(x)):
+            squares.append((x[t] - guess)**2); guess = min((.5 + x[:t+1].sum())/(t + 2), 1)
+            if t not in (0, 1, 9, 50, 299): continue
+            rich = lambda claim: np.mean([np.exp(min(b*(x[:t+1] - claim).sum() - psi*sum(squares), 600)) for b, psi in zip(STAKES, PSI)]) - 1/alpha
+            exact = brentq(rich, -100, x[:t+1].mean())
+            assert exact - .01*(x[:t+1].mean() - exact) <= lower[t] <= exact + 1e-9, t
 
 def test_wealth_of_a_true_claim_does_not_grow():
     "The inequality behind it all: E exp(b (y - m) - psi(b) (y - c)^2) <= 1 for y >= 0, any guess c <= 1."
