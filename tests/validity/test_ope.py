@@ -58,7 +58,7 @@ def study_good(truth)->dict:
         if k < RUNS:
             near, other = evaluate(r, d['propensity'], .9*d['propensity'] + .1*d['target_prob']).gains['snips'], snips(r, .9 + .1*w)
             apart = np.hypot(standard_error(other[1]), standard_error(r)) # as if the two values came from two logs
-            row |= dict(near=near, apart=wald(near.value, apart, ROWS))
+            row |= dict(near=near, apart=wald(other[0] - r.mean(), apart, ROWS))
         if k < FIXED: # obp's bootstrap of SNIPS: rows are drawn again, their denominator is not
             parts = r*w/w.mean(); low, high = np.quantile(parts[draws.integers(0, ROWS, (200, ROWS))].mean(1), (.025, .975)); row |= dict(fixed=Estimate(parts.mean(), low, high, ROWS))
         kept.append(row)
@@ -78,7 +78,7 @@ def study_far(world, seed, truth)->dict:
         d = log(rng, *world); results.append(judged(d))
         naive.append({'ips': plain(ips(d['reward'], d['weight'])), 'snips': plain(snips(d['reward'], d['weight']))})
     value, widened = truth[world[1]], [i for i, r in enumerate(results) if r.support.verdict == 'widen']
-    told = described(results) | dict(naive_coverage={name: within([e[name] for e in naive], value) for name in naive[0]}, refused_say_nothing=all(e.ci_lower is None for r in results if r.support.verdict == 'refuse' for e in [*r.estimates.values(), *r.gains.values()]))
+    told = described(results) | dict(named=float(np.mean([{'low_ess', 'heavy_tail'} <= {why.split(':')[0] for why in r.support.reasons} for r in results])), naive_coverage={name: within([e[name] for e in naive], value) for name in naive[0]}, refused_say_nothing=all(e.ci_lower is None for r in results if r.support.verdict == 'refuse' for e in [*r.estimates.values(), *r.gains.values()]))
     return told | (dict(widened=len(widened), widened_coverage={name: within([results[i].estimates[name] for i in widened], value) for name in NAMES}, naive_where_widened={name: within([naive[i][name] for i in widened], value) for name in naive[0]}) if widened else {})
 
 def study_grid(truth)->dict:
@@ -117,6 +117,7 @@ def test_dividing_by_the_weights_shortens_the_interval(told):
 def test_poor_overlap_is_refused_and_good_is_not(told):
     good, poor = told['good'], told['poor']
     assert 5 < poor['ess'] < 15 and poor['refuse'] >= .98 and poor['refused_say_nothing']
+    assert poor['named'] >= .9 # by effective size and by the tail, each by itself
     assert good['refuse'] <= .02
     assert max(poor['naive_coverage'].values()) <= .885 # what would have been claimed
 
