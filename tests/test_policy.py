@@ -401,7 +401,7 @@ def test_exploration_costs_what_it_moves():
     assert len(str(refused.value).splitlines()) == 1
 
 def test_the_random_policy_shows_every_slate_alike():
-    s = random_policy(replace(CFG, explorer='epsilon')).decide(contexts('abcd', 'abc'), np.random.default_rng(SEED))
+    s = random_policy(replace(CFG, explorer='epsilon')).decide(contexts('abcd', 'abc', popularity=np.arange(8.).reshape(2, 4)), np.random.default_rng(SEED))
     assert np.allclose(s.propensity, [[1/4, 1/3, 1/2], [1/3, 1/2, 1]]) and np.allclose(s.position_propensity, [[1/4]*3, [1/3]*3]) and s.policy_id == 'random' and not s.personalised.any()
 
 # --- does the log say what the policy did?
@@ -449,7 +449,7 @@ def test_the_logging_policy_replayed_is_the_log():
     for policy in (one, other):
         s, d = told[f'{policy.policy_id}/{policy.scorer.version}'], log[log['policy_id'] == policy.policy_id]
         assert [[x for x in row if x] for row in s.items.tolist()] == d['slate'].tolist() and s.items.shape == (2, 3) and (s.propensity[s.items == ''] == 1).all()
-        assert [row[:len(x)].tolist() for row, x in zip(s.position_propensity, d['slate'])] == d['position_propensities'].tolist()
+        for own, name in ((s.position_propensity, 'position_propensities'), (s.propensity, 'propensities')): assert [row[:len(x)].tolist() for row, x in zip(own, d['slate'])] == d[name].tolist()
 
 # --- replay
 
