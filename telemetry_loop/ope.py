@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KNOBS', 'NO_PROPENSITIES', 'corrected', 'ips', 'snips', 'clipped', 'sub_gaussian', 'dm', 'dr', 'sndr', 'switch_dr',
-           'dr_os', 'Tuned', 'slope', 'Log', 'checked_log', 'OpeResult', 'assess', 'evaluate', 'read_columns',
+           'dr_os', 'Tuned', 'tune', 'Log', 'checked_log', 'OpeResult', 'assess', 'evaluate', 'read_columns',
            'evaluate_log', 'OpeConfig', 'knob_as_values', 'advice', 'evidence', 'run']
 
 # %% ../nbs/42_ope.ipynb #aa9233fd
@@ -120,28 +120,32 @@ class Tuned:
     "An estimate whose knob the data have set."
     setting: float         # the one chosen
     value: float
-    influence: np.ndarray  # (n,)
+    influence: np.ndarray  # (n,) from which the interval is made; with `tune`, that of the unbiased end
     bias: float            # value minus the value of the unbiased end
-    tried: pd.DataFrame    # setting, value, se, bias, agrees: one row each, least biased first
+    tried: pd.DataFrame    # setting, value, se, bias, shown (bias beyond its own noise): one row each, least biased first
 
-def slope(
+def tune(
     estimator,         # callable(setting) -> (value, influence)
-    settings:list,     # least biased first
+    settings:list,     # the first without bias
     cluster=None,      # (n,) which rows belong together
-    z:float=1.96,      # standard errors to either side
 )->Tuned:
-    "The most biased setting that still agrees with all less biased ones."
-    tried, chosen, agrees = [], None, True
+    "The setting with the smallest squared error, as far as the log can show it."
+    tried, chosen = [], None
     for setting in settings:
         value, influence = estimator(setting)
-        se = standard_error(influence, cluster)
-        agrees = agrees and all(abs(value - t['value']) <= z*(se + (np.sqrt(6) - 1)*t['se']) for t in tried)
-        if chosen is None or (agrees and se < chosen[0]): chosen = se, setting, value, influence
-        tried.append(dict(setting=setting, value=value, se=se, bias=value - (tried[0]['value'] if tried else value), agrees=agrees))
-    return Tuned(*chosen[1:], chosen[2] - tried[0]['value'], pd.DataFrame(tried))
+        if not tried: first = value, influence
+        se, bias = standard_error(influence, cluster), value - first[0]
+        shown = np.sqrt(max(bias**2 - standard_error(influence - first[1], cluster)**2, 0.)) if tried else 0.
+        if chosen is None or np.hypot(se, shown) < chosen[0]: chosen = np.hypot(se, shown), setting, value, bias
+        tried.append(dict(setting=setting, value=value, se=se, bias=bias, shown=shown))
+    _, setting, value, bias = chosen
+    return Tuned(setting, value, first[1], bias, pd.DataFrame(tried))
 
-KNOBS = {'clipped': (clipped, lambda top: np.geomspace(top, 1, 8)), 'sub_gaussian': (sub_gaussian, lambda top: np.r_[0., np.geomspace(.1/top, 1., 7)]),
-         'switch_dr': (switch_dr, lambda top: np.geomspace(top, .1, 8)), 'dr_os': (dr_os, lambda top: np.r_[np.inf, np.geomspace(10*top**2, .1, 7)])} # top: the largest weight
+KNOBS = { # estimator, its settings for the largest weight there is, whether it needs a model
+    'clipped':      (clipped,      lambda top: np.geomspace(top, 1, 8), False),
+    'sub_gaussian': (sub_gaussian, lambda top: np.r_[0., np.geomspace(.1/top, 1., 7)], False),
+    'switch_dr':    (switch_dr,    lambda top: np.geomspace(top, .1, 8), True),
+    'dr_os':        (dr_os,        lambda top: np.r_[np.inf, np.geomspace(10*top**2, .1, 7)], True)}
 
 # %% ../nbs/42_ope.ipynb #c41acad8
 @dataclass(frozen=True)
@@ -228,10 +232,9 @@ def assess(
     add('ips', *ips(r, weight)); add('snips', *snips(r, weight))
     if model:
         for name, found in (('dm', dm(log.v_target)), ('dr', dr(r, weight, *model)), ('sndr', sndr(r, weight, *model))): add(name, *found)
-    for name, (estimator, settings) in KNOBS.items():
-        needs = model if estimator in (switch_dr, dr_os) else ()
-        if estimator in (switch_dr, dr_os) and not model: continue
-        found = tuned[name] = slope(lambda at: estimator(r, weight, *needs, at), settings(top), log.cluster)
+    for name, (estimator, settings, needs) in KNOBS.items():
+        if needs and not model: continue
+        found = tuned[name] = tune(lambda at: estimator(r, weight, *(model if needs else ()), at), settings(top), log.cluster)
         add(name, found.value, found.influence, found.bias)
     return OpeResult(estimates, bounded(base, r - base, 1.959964), gains, relative, support, tuned)
 
@@ -303,7 +306,7 @@ NO_PROPENSITIES = 'no_propensities: the log does not say with which probability 
 
 def knob_as_values(tuned:Tuned, scale:float)->dict: # scale: rows per decision -> setting, bias, tried
     "How a knob was set, ready for JSON; an infinite setting becomes null."
-    plain = lambda t: {'setting': t['setting'] if np.isfinite(t['setting']) else None, 'value': scale*t['value'], 'se': scale*t['se'], 'agrees': bool(t['agrees'])}
+    plain = lambda t: {'setting': t['setting'] if np.isfinite(t['setting']) else None, 'value': scale*t['value'], 'se': scale*t['se'], 'shown': scale*t['shown']}
     return {'setting': float(tuned.setting) if np.isfinite(tuned.setting) else None, 'bias': scale*tuned.bias, 'tried': [plain(t) for t in tuned.tried.to_dict('records')]}
 
 def advice(

@@ -12,7 +12,7 @@ import math
 import numpy as np, pandas as pd
 from scipy.stats import binom, norm, t as student
 from .config import TelemetryError
-from .estimate import standard_error
+from .estimate import cluster_codes, standard_error
 
 # %% ../nbs/41_support.ipynb #2dbe9aba
 def importance_weight(
@@ -140,7 +140,7 @@ def action_gaps(
 )->pd.DataFrame:                   # action, rows, due, found, se, z: one row each, most rows first
     "How the weights of each action add up against what the target would do."
     code, names = pd.factorize(np.asarray(action), sort=True)
-    who = np.arange(len(code)) if cluster is None else pd.factorize(np.asarray(cluster))[0]
+    who = np.arange(len(code)) if cluster is None else cluster_codes(cluster)
     n, sums = len(code), pd.DataFrame(dict(a=code, who=who, w=weight)).groupby(['a', 'who'], sort=False).w.sum().reset_index()
     total, square = np.bincount(sums.a, sums.w), np.bincount(sums.a, sums.w**2)
     found, g = total/n, who.max() + 1
@@ -182,8 +182,9 @@ def support_verdict(
     if khat > limits.khat_refuse: refuse.append(f'heavy_tail: the largest weights have Pareto shape {khat:.2f}, above {limits.khat_refuse:g} averages do not settle; the target is too far from what was logged')
     elif khat > limits.khat_widen: widen.append(f'heavy_tail: the largest weights have Pareto shape {khat:.2f}, above {limits.khat_widen:g} their variance is infinite')
     if unsupported_mass > limits.max_unsupported: refuse.append(f'unsupported: {unsupported_mass:.1%} of what the target would show was never a candidate in the log, at most {limits.max_unsupported:.1%} may be')
-    ess_clusters = ess if cluster is None else effective_sample_size(np.bincount(np.unique(cluster, return_inverse=True)[1], weights=weight))
-    if cluster is not None and len(np.unique(cluster)) < 2: refuse.append('few_clusters: all rows belong to one cluster; how much luck there is shows only between clusters; bring more of them, or evaluate without')
+    together = None if cluster is None else np.bincount(cluster_codes(cluster), weights=weight)
+    ess_clusters = ess if cluster is None else effective_sample_size(together)
+    if cluster is not None and len(together) < 2: refuse.append('few_clusters: all rows belong to one cluster; how much luck there is shows only between clusters; bring more of them, or evaluate without')
     if cluster is not None and ess_clusters < limits.trust_ess <= ess: widen.append(f'few_clusters: {ess_clusters:.0f} effective clusters, fewer than {limits.trust_ess:g}')
     return Support('refuse' if refuse else 'widen' if widen else 'trust', tuple(refuse + widen), ess, ess_clusters,
                    float(weight.mean()), float(weight.max()), share, khat, float(unsupported_mass))

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from telemetry_loop import ope
 from telemetry_loop.config import TelemetryError, read_json, write_json
-from telemetry_loop.ope import KNOBS, OpeConfig, clipped, dm, dr, dr_os, evaluate, evaluate_log, evidence, ips, slope, sndr, snips, sub_gaussian, switch_dr
+from telemetry_loop.ope import KNOBS, OpeConfig, clipped, dm, dr, dr_os, evaluate, evaluate_log, evidence, ips, sndr, snips, sub_gaussian, switch_dr, tune
 from telemetry_loop.reward import cross_fit
 from slate_log import TABLES, slates, softmax
 from telemetry_loop.support import DEFAULT_LIMITS, widening
@@ -35,41 +35,11 @@ def study():
     logs = [world.draw(rng) for _ in range(REPLICATIONS)]
     return world.truth, logs, [result(d, lambda q: .5*q + .3) for d in logs]
 
-def test_intervals_cover(study):
-    truth, logs, results = study
-    assert 400 < np.median([r.support.ess for r in results]) < 900 and np.mean([r.support.verdict == 'trust' for r in results]) > .9
-    trusted = [r for r in results if r.support.verdict == 'trust']
-    for name in ('ips', 'snips', 'dr'):
-        assert COVER[0] <= np.mean([covers(r.estimates[name], truth) for r in trusted]) <= COVER[1], name
-
 def test_gains_cover(study):
     world, (truth, logs, results) = World(), study
     earned = World(target=0.).truth  # uniform logging
     for name in ('ips', 'snips', 'dr'):
         assert COVER[0] <= np.mean([covers(r.gains[name], truth - earned) for r in results if r.support.verdict == 'trust']) <= COVER[1], name
-
-def test_naive_methods_fail_in_the_same_harness(study):
-    truth, logs, results = study
-    assert all(r.estimates['dm'].ci_lower is None and r.gains['dm'].ci_lower is None for r in results)  # not a CI, not shown as one
-    def dm_covers(d):
-        value, influence = dm(.5*d['v'] + .3)
-        return abs(value - truth) < 1.96*standard_error(influence)
-    assert np.mean([dm_covers(d) for d in logs]) < .1
-    clipped = np.array([ips(d['reward'], np.minimum(d['target_prob']/d['propensity'], 3))[0] for d in logs]) - truth
-    assert clipped.mean() < -10*clipped.std()/np.sqrt(REPLICATIONS)  # a clipped weight is a bias downwards
-
-def test_unbiased(study):
-    truth, logs, results = study
-    for name in ('ips', 'snips', 'dr'):
-        error = np.array([r.estimates[name].value for r in results]) - truth
-        assert abs(error.mean()) <= 4*error.std(ddof=1)/np.sqrt(REPLICATIONS), name
-
-def test_delta_method_width(study):
-    _, logs, results = study
-    ratio = np.mean([width(r.estimates['snips'])/width(r.estimates['ips']) for r in results])
-    assert ratio <= .4
-    fixed = np.mean([2*1.96*np.std(d['target_prob']/d['propensity']*d['reward'])/np.sqrt(2000) for d in logs])  # the denominator held fixed
-    assert fixed > 2.5*np.mean([width(r.estimates['snips']) for r in results])
 
 def test_knobs_set_by_the_data_cover_and_own_up_to_their_bias(study):
     truth, logs, results = study
@@ -82,30 +52,16 @@ def test_a_knob_pays_where_weights_are_heavy_and_leaves_no_trace():
     logs = [world.draw(rng, 1000) for _ in range(150)]
     def error(estimate): return np.sqrt(np.mean([(estimate(d) - world.truth)**2 for d in logs]))
     weight = lambda d: d['target_prob']/d['propensity']
-    tuned = lambda name, *model: lambda d: slope(lambda at: KNOBS[name][0](d['reward'], weight(d), *[d[m]*.9 for m in model], at), KNOBS[name][1](weight(d).max())).value
+    tuned = lambda name, *model: lambda d: tune(lambda at: KNOBS[name][0](d['reward'], weight(d), *[d[m]*.9 for m in model], at), KNOBS[name][1](weight(d).max())).value
     assert error(tuned('sub_gaussian')) < .8*error(lambda d: ips(d['reward'], weight(d))[0])
+    assert error(tuned('clipped')) < .8*error(lambda d: ips(d['reward'], weight(d))[0])
     assert error(tuned('dr_os', 'q', 'v')) < error(lambda d: dr(d['reward'], weight(d), .9*d['q'], .9*d['v'])[0])
     first = tuned('clipped')(logs[0]); tuned('clipped')(logs[1]); assert tuned('clipped')(logs[0]) == first
 
 def test_bias_that_shows_stops_the_cutting():
     rng = np.random.default_rng(SEED); d = World().draw(rng, 100_000)                  # so many rows that any cut is seen
-    found = slope(lambda at: clipped(d['reward'], d['target_prob']/d['propensity'], at), [1e9, 30., 3., 1.])
-    assert found.setting > 3 and found.tried.agrees.tolist()[-1] is False and found.tried.bias.iloc[-1] < -.1
-
-def test_a_neighbour_is_told_apart_by_the_paired_difference():
-    d = World().draw(np.random.default_rng(SEED), 5000)
-    near = evaluate(d['reward'], d['propensity'], .9*d['propensity'] + .1*d['target_prob'])
-    assert width(near.estimates['snips'])/width(near.gains['snips']) >= 3
-
-def test_widened_intervals_cover_where_normal_ones_do_not():
-    world, rng = World(actions=20, logged=-1., target=1., base=0.), np.random.default_rng(SEED)
-    results = [result(world.draw(rng), lambda q: .8*q + .1) for _ in range(REPLICATIONS)]
-    widened = [r for r in results if r.support.verdict == 'widen']
-    assert len(widened) > 150
-    for name in ('snips', 'dr'): assert np.mean([covers(r.estimates[name], world.truth) for r in widened]) >= .96, name
-    assert np.mean([covers(r.estimates['ips'], world.truth) for r in widened]) >= .94
-    def normal(r, e): return abs(e.value - world.truth) <= width(e)/2/widening(r.support)*1.96
-    assert np.mean([normal(r, r.estimates['ips']) for r in widened]) < .94  # about .90
+    found = tune(lambda at: clipped(d['reward'], d['target_prob']/d['propensity'], at), [1e9, 30., 3., 1.])
+    assert found.setting > 3 and found.tried.shown.iloc[-1] > .1 and found.tried.bias.iloc[-1] < -.1 and found.tried.shown[1] < .01
 
 def test_poor_overlap_claims_nothing():
     world, rng = World(actions=20, logged=-2.5, target=3., base=0.), np.random.default_rng(SEED)
