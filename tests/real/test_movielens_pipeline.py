@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not RATINGS.is_file(), reason='real data not her
 
 @pytest.fixture(scope='module')
 def repo(tmp_path_factory):
-    repo = clone(tmp_path_factory.mktemp('movielens')/'repo', train=dict(epochs=2, length=50), ablate=dict(rows=50, targets=50, quick=dict(epochs=1), variants=dict(start=dict(what='a random category', change={}))))
+    repo = clone(tmp_path_factory.mktemp('movielens')/'repo', train=dict(epochs=2, length=20, dim=32, blocks=1), quality=dict(list_rows=2000, robust_rows=200, levels=dict(thinned=[.5])), ablate=dict(rows=50, targets=50, quick=dict(epochs=1), variants=dict(start=dict(what='a random category', change={}))))
     sh(repo, 'telemetry-loop', 'import', 'movielens', RATINGS, '--to', 'data'); sh(repo, 'dvc', 'add', 'data')
     sh(repo, 'dvc', 'repro')
     return repo
