@@ -20,7 +20,7 @@ def would_help(ope:dict, estimator:str='dr')->str: # ope: metrics/ope.json; esti
 def answer(ope:dict, estimator:str='dr')->str: # as `would_help` -> Markdown
     "The first line of the report."
     found, gain, all_ = would_help(ope, estimator), ope['gain'][estimator], ope['gain_relative']
-    if found == 'cannot tell': return f'**This log cannot tell.** {len(ope["support"]["reasons"])} checks say no, so no gain is reported; below is why, and what would change it.'
+    if found == 'cannot tell': return f'**This log cannot tell.** {(k := len(ope["support"]["reasons"]))} check{"s say" if k > 1 else " says"} no, so no gain is reported; below is why, and what would change it.'
     size = f'{gain["value"]:+.3f} reward per decision ({gain["ci_lower"]:+.3f} to {gain["ci_upper"]:+.3f})' + (f', {all_["value"]:+.0%} on what was earned' if all_['value'] is not None else '')
     sure = 'The log overlaps well with the new policy' if ope['support']['verdict'] == 'trust' else 'The log overlaps only just with the new policy, so the intervals are longer'
     return {'yes': '**Yes, it would help', 'no': '**No, it would harm', 'not clear': '**No difference can be told'}[found] + f': {size}.** {sure}.'
@@ -38,7 +38,7 @@ def checks(ope:dict, limits)->pd.DataFrame: # metrics/ope.json, SupportConfig ->
         ('equally weighted ones they are worth', say(s['ess']), f'{limits.trust_ess:g}, and never under {limits.min_ess:g}'),
         ('average weight', say(s['mean_weight'], '{:.3f}'), f'1, give or take {limits.mean_weight_tolerance:g}'),
         ('weight carried by the heaviest one', say(s['max_weight_share'], '{:.2%}'), f'at most {limits.max_weight_share:.0%}'),
-        ('heaviness of the tail, k-hat', say(s['khat'], '{:.2f}') if s['khat'] is not None else 'bounded', f'at most {limits.khat_widen:g}, and never above {limits.khat_refuse:g}')], columns=['', 'found', 'asked for'])
+        ('heaviness of the tail, k-hat', say(s['khat'], '{:.2f}') if s['khat'] is not None else '-' if s['ess'] is None else 'bounded', f'at most {limits.khat_widen:g}, and never above {limits.khat_refuse:g}')], columns=['', 'found', 'asked for'])
 
 # %% ../nbs/49_value.ipynb #653f156e
 def plot_weights(
@@ -103,7 +103,8 @@ def plot_explore(
 
 def advised(explore:pd.DataFrame)->str: # artifacts/ope/explore -> one sentence
     "The advice in words."
-    if not len(explore) or not explore.give.sum(): return 'More exploration anywhere would not shorten the interval.'
+    if not len(explore): return 'The log holds nothing that could say where.'
+    if not explore.give.sum(): return 'More exploration anywhere would not shorten the interval.'
     by = (explore.groupby('who').give.sum()/explore.give.sum()).sort_values(ascending=False)
     half = int((explore.give.cumsum() < .5*explore.give.sum()).sum()) + 1
     return f'Spending {explore.give.sum():.1%} of all slots where the picture says would shorten the interval by about {explore.cut.iloc[0]:.0%}; half of it on {half} of {len(explore)} combinations, most ({by.iloc[0]:.0%}) for {by.index[0]}.'

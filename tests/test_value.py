@@ -22,6 +22,10 @@ def test_each_log_gets_the_answer_it_deserves(logs):
     assert 'mean weight' in reasons(found['halved']) and reasons(found['better']) == '- Every check passed.'
     assert agreement(found['halved']).startswith('As the log cannot tell') and 'all overlap' in agreement(found['better'])
 
+def test_a_log_without_propensities_claims_nothing(logs):
+    empty, _ = evidence(logs[1][:0], logs[2][:0], CFG, DEFAULT_LIMITS, 7)
+    assert answer(empty).startswith('**This log cannot tell.** 1 check says no') and set(checks(empty, DEFAULT_LIMITS).found) == {'0', '-'}
+
 def test_an_estimator_that_disagrees_is_named(logs):
     odd = logs[0]['better'] | {'gain': logs[0]['better']['gain'] | {'clipped': dict(value=9., ci_lower=8., ci_upper=10., n=9)}}
     assert 'cut off disagrees' in agreement(odd)
@@ -34,4 +38,4 @@ def test_every_estimator_has_a_name_and_every_picture_draws(logs):
     plot_weights(rows.assign(weight=rows.target_prob/rows.propensity)); plot_weights(pd.DataFrame(dict(weight=[])))
     told = advice(rows, candidates, CFG)
     assert 0 < told.give.sum() <= .05 + 1e-9 and 0 < told.cut[0] < 1 and 'anybody' in advised(told)
-    plot_explore(told); plot_explore(told[:0]); assert 'would not shorten' in advised(told[:0])
+    plot_explore(told); plot_explore(told[:0]); assert 'would not shorten' in advised(told.assign(give=0.)) and 'nothing that could say' in advised(told[:0])
