@@ -182,7 +182,7 @@ def sql():
     worth = ' + '.join(f"{w}*list_extract({n}, i)::INT" for n, w in cfg['reward'].items())
     do(f"""COPY (SELECT *, list_transform(range(1, len(slate) + 1), lambda i: ({worth})::DOUBLE) AS reward FROM (
             SELECT d.*, s.user_id || '-' || {ms('s.start')} AS session_id, {lambdas} FROM (
-            SELECT decision_id, user_id, event_time, seq, policy_id, model_version, personalised, candidates, slate, propensities, position_propensities FROM events WHERE type = 'decision' AND event_id NOT IN (FROM taken) AND user_id NOT IN (FROM bots)) d
+            SELECT decision_id, user_id, event_time, seq, policy_id, model_version, personalised, candidates, slate, propensities, position_propensities, weights, even, repeat FROM events WHERE type = 'decision' AND event_id NOT IN (FROM taken) AND user_id NOT IN (FROM bots)) d
         ASOF JOIN sessions s ON s.user_id = d.user_id AND d.event_time >= s.start
         LEFT JOIN (SELECT decision_id, list(place) AS places, {', '.join(f'list({n}) AS {n}' for n in names)} FROM found GROUP BY decision_id) f ON f.decision_id = d.decision_id) ORDER BY event_time, decision_id) TO '{out}/decisions.parquet'""")
     for t in ('joined', 'opened', 'stays', 'dwell', 'found', 'sessions'): do(f'DROP TABLE {t}')
@@ -350,7 +350,7 @@ def plain_pandas():
     opened['stay'] = opened['stay'].where(~(until <= opened['stay']), until).clip(upper=60_000*params['dwell']['cap_minutes'])
     dwell = (opened.groupby(key)['stay'].sum()/1000).rename('dwell')
     found = o.assign(clicked=o['type'] == 'click', converted=o['type'] == 'conversion', hidden=o['type'] == 'complaint').groupby(['decision_id', 'place'])[['clicked', 'converted', 'hidden']].any().reset_index()
-    d = decided[~decided['user_id'].isin(bots)][['decision_id', 'user_id', 'event_time', 'seq', 'policy_id', 'model_version', 'personalised', 'candidates', 'slate', 'propensities', 'position_propensities']].merge(own[['event_id', 'decision_id', 'start']].merge(decided[['event_id']]).drop(columns='event_id'), on='decision_id')
+    d = decided[~decided['user_id'].isin(bots)][['decision_id', 'user_id', 'event_time', 'seq', 'policy_id', 'model_version', 'personalised', 'candidates', 'slate', 'propensities', 'position_propensities', 'weights', 'even', 'repeat']].merge(own[['event_id', 'decision_id', 'start']].merge(decided[['event_id']]).drop(columns='event_id'), on='decision_id')
     shown = d[['decision_id', 'slate']].explode('slate').rename(columns=dict(slate='item_id'))
     shown['place'] = shown.groupby('decision_id').cumcount()
     shown = shown.merge(found.astype(dict(place='int64')), on=['decision_id', 'place'], how='left').merge(dwell, on=key, how='left')

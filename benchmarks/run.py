@@ -79,6 +79,11 @@ def bench_ope(tmp):
     draw(tmp, 1_000_000, 50); found = {'': child('ours', tmp), ', per user': child('ours, users', tmp)}
     return {f'ope, a million decisions x 50 actions{who}, {k}': (f[k.lower()], limit) for who, f in found.items() for k, limit in (('s', 2.), ('MB', 400.))}
 
+def bench_policy(tmp):
+    subprocess.run([BIN/'python', ROOT/'benchmarks/policy.py', '--json', tmp/'policy.json'], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) # its own limits are judged below
+    found = json.loads((tmp/'policy.json').read_text())
+    return {'20,000 slates with propensities, s': (20_000/found['slates_per_s'], 1.), 'one slate of 1,000 candidates, p99 ms': (found['p99_ms'], 3.)}
+
 ALL = {name.removeprefix('bench_'): f for name, f in globals().items() if name.startswith('bench_')}
 
 def main():

@@ -9,7 +9,6 @@ __all__ = ['GRIDS', 'popularity', 'MostPopular', 'pairs_matrix', 'keep_largest',
 # %% ../nbs/31_baselines.ipynb #8b6bddfc
 import numpy as np
 from scipy import sparse
-from scipy.linalg import lapack
 from .config import TelemetryError
 
 # %% ../nbs/31_baselines.ipynb #b68d21be
@@ -89,6 +88,7 @@ class EASE:
     def fit(self, sequences:list, n_items:int): # int arrays, oldest first; size of the catalogue
         "Solve for all items in closed form."
         if n_items > self.most: raise TelemetryError(f'EASE needs {8e-9*n_items**2:.1f} GB and {n_items**3/5e10:,.0f} CPU-seconds for {n_items:,} items; it takes at most {self.most:,}; leave it out or raise `most`')
+        from scipy.linalg import lapack # here: who only loads a model should not wait for it
         x = pairs_matrix([np.full(len(s), u) for u, s in enumerate(sequences)], sequences, [np.ones(len(s)) for s in sequences], (len(sequences), n_items))
         x.data[:] = 1.
         together = (x.T @ x).astype(np.float32).toarray(order='F')
@@ -149,6 +149,7 @@ class GapMarkov:
         self.follows = (scale(row, self.power) @ follows @ scale(column, self.rare)).astype(np.float32).tocsr()
         return self._known(counts)
     def _known(self, counts):
+        self._table = self.follows.toarray() if 5*self.follows.nnz > len(counts)**2 else self.follows # whole rows are as small, and ten times as fast, where a fifth of all pairs occur
         self.counts, self.rest, self.share = counts, tie_break(counts), ((counts + .5)/(counts + .5).sum()).astype(np.float32)
         return self
     @classmethod
@@ -159,7 +160,8 @@ class GapMarkov:
         return chain._known(counts)
     def _evidence(self, histories): # (n, n_items), zero where nothing newer was ever followed by the item
         i, item, w = recent(histories, self.gaps, lambda gap: self.fresh**gap)
-        return (rows_of(i, item, w, (len(histories), len(self.rest))) @ self.follows).toarray()
+        found = rows_of(i, item, w, (len(histories), len(self.rest))) @ self._table
+        return found.toarray() if sparse.issparse(found) else found
     def score(self, histories:np.ndarray)->np.ndarray: # (n, l) indices padded left with -1 -> (n, n_items)
         "Discounted transitions from the newest items; popularity only where there are none."
         return self._evidence(histories) + self.rest

@@ -10,7 +10,6 @@ __all__ = ['Estimate', 'count', 'cluster_codes', 'standard_error', 'wald', 'mean
 from dataclasses import dataclass, asdict
 import math
 import numpy as np
-from scipy.special import ndtri # scipy.stats takes a second to import
 from .config import TelemetryError
 
 # %% ../nbs/02_estimate.ipynb #c026c518
@@ -57,6 +56,7 @@ def standard_error(
 
 def wald(value:float, se:float, n:int, level:float=.95)->Estimate:
     "The normal interval around a value."
+    from scipy.special import ndtri # here: who only loads a model should not wait for it
     z = float(ndtri((1+level)/2))
     return Estimate(value, value - z*se, value + z*se, n) if math.isfinite(se) else Estimate(value, None, None, n)
 

@@ -311,7 +311,9 @@ def lines(self:Mess,
                      f"event_time: {_STAMP.format('said')}", f"sent_time: {_STAMP.format('sent')}", f"received_time: {_STAMP.format('received')}"]
             parts += [f'{name}_id: {sql}' for name, sql in _NAMES.items() if name in t] + ([f'device_id: {_DEVICE}', "app_version: '3.' || app::VARCHAR || '.0'"] if 'device' in t else [])
             parts += [f'{c}: {c}' for c in own] + (["locale: 'de-CH'"] if newer else [])
-            found.append(con.sql(f'SELECT filed, number, to_json({{{", ".join(parts)}}})::VARCHAR AS line, harm FROM happened WHERE newer = {newer}').arrow().read_all())
+            text = f'to_json({{{", ".join(parts)}}})::VARCHAR'
+            if any(getattr(t[c], 'null_count', 0) for c in own): text = f"""regexp_replace({text}, ',"[a-z_]+":null', '', 'g')""" # what is not there is left out
+            found.append(con.sql(f'SELECT filed, number, {text} AS line, harm FROM happened WHERE newer = {newer}').arrow().read_all())
         con.unregister('happened')
     return found, first + len(when)
 

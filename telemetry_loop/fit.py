@@ -10,7 +10,7 @@ __all__ = ['INPUTS', 'PARTS', 'TrainConfig', 'Targets', 'seconds', 'acts_of', 't
 # %% ../nbs/33_fit.ipynb #ceb62695
 from dataclasses import dataclass, asdict
 from pathlib import Path
-import hashlib,json,os,time
+import ctypes,hashlib,json,os,time
 import numpy as np, psutil
 from tqdm import tqdm
 from .config import TelemetryError, code_digest
@@ -204,6 +204,11 @@ def rank()->int:
     if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not distributed.is_initialized(): distributed.init_process_group('gloo')
     return distributed.get_rank() if distributed.is_initialized() else 0
 
+def _give_back():
+    "Freed memory to the system: batches of many lengths leave holes that the C library keeps."
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) # glibc alone has it
+    if trim: trim(0)
+
 class Learner:
     "A network while it learns: optimisers, average, and what a checkpoint holds."
     def __init__(self, n_items:int, category:np.ndarray, cfg:TrainConfig, has_data:np.ndarray, rng, kinds:np.ndarray=np.zeros(0, int)): # kinds: the codes that occur
@@ -248,6 +253,7 @@ class Learner:
                 distributed.all_reduce(p.grad)
         for o in self.optimisers: o.step()
         self.steps += 1
+        if self.steps % 16 == 0: _give_back()
         if not self.cfg.average or self.steps % 4 == 0: # the average may lag a little; touching every weight each time would not pay
             keep = min(self.cfg.average, (1 + self.steps)/(10 + self.steps))**4 if self.cfg.average else 0. # at first over the last tenth of the steps
             with torch.no_grad(): torch._foreach_lerp_(list(self.mean.values()), list(self.model.state_dict().values()), 1 - keep)

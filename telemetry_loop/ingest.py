@@ -237,7 +237,9 @@ def window_steps(
     whole = asked.left_join(rows.drop('user_id', 'device_id', 'event_time', 'chunk'), asked.of == rows.row) # an inner join would write other bytes where the engine happens to know that nothing is null
     whole = whole.order_by(['event_time', 'event_id'])
     whole = whole.select(**{c: whole[c] if c in there else ibis.null(t) for c, t in columns.items() if c not in ('reason', 'line', 'digest')}, device_time=whole.device_time, skew_s=whole.skew_s)
+    unsaid = rows.semi_join(timed.filter(timed.type == 'decision').semi_join(barred, 'event_id'), 'row')
     files = {'events': whole,
+        'withheld': (unsaid.select('seq') if 'seq' in there else unsaid.select(seq=ibis.null('int64'))).order_by('seq'), # serial numbers alone: what is left out on purpose is not lost
         'late': rows.semi_join(timed.filter(late), 'row').select('chunk', 'line').order_by(['chunk', 'line']), 'ids': once.select('event_id').order_by('event_id'),
         'clocks': table('clocks', CARRY['clocks']).order_by('device'), 'words': last.filter(last.nth == 0).drop('nth').order_by('user_id'),
         'people': kept.select('user_id', 'device_id').distinct().order_by(['user_id', 'device_id']),
@@ -320,6 +322,7 @@ def _gather(db, found:dict, made:dict, clocks:ClocksConfig, to:Path):
     late = f"SELECT file, '{late_reason(clocks)}' AS reason, line FROM {_all(made, 'late')} t JOIN named USING (chunk)"
     copy_parquet(db, f"SELECT * FROM ({' UNION ALL '.join([*dead, late])}) ORDER BY file, reason, line", to/'quarantine.parquet')
     copy_parquet(db, f"SELECT * FROM {_all(made, 'volumes')} ORDER BY date, type, app_version", to/'volumes.parquet')
+    copy_parquet(db, f"SELECT seq FROM {_all(made, 'withheld')} WHERE seq IS NOT NULL ORDER BY seq", to/'withheld.parquet')
 
 def _metrics(db, found:dict, made:dict, cfg:IngestConfig, n:int, folder:Path)->dict:
     "What `metrics/ingest.json` says."

@@ -11,7 +11,7 @@ import hashlib,io,json,os,shutil,tempfile
 from itertools import repeat
 import numpy as np
 from scipy import sparse
-from .config import TelemetryError, read_json, write_json, file_digest
+from .config import TelemetryError, read_json, write_json
 from .schema import kinds_code
 from .metrics import rank_of_target, ndcg, top_k
 from .baselines import EASE, GapMarkov
@@ -88,17 +88,19 @@ def _packed(blend:Blend, items:np.ndarray)->dict: # file name -> bytes, the same
         'blend.json': json.dumps({k: getattr(blend, k) for k in ('weight', 'linear', 'kinds', 'others')}).encode(),
         'vocabulary.json': json.dumps({'items': items.tolist(), 'category': blend.model.category.tolist()}, ensure_ascii=False).encode()}
 
-def _verified(path:Path)->dict: # path: a bundle's folder -> bundle.json as values
+def _verified(path:Path)->tuple: # path: a bundle's folder -> bundle.json as values; file name -> bytes
     "What a bundle says of itself, refused where its bytes say otherwise."
     facts, again = read_json(path/'bundle.json'), 'run `telemetry-loop train` again or fetch the bundle anew'
     lack = [k for k in ('params', 'version', 'files', 'threads') if not isinstance(facts, dict) or k not in facts]
     if lack: raise TelemetryError(f'{path/"bundle.json"} has no {lack[0]!r}; it is not the bundle of a recommender; {again}')
+    files = {}
     for name in FILES:
         said, file = facts['files'].get(name), path/name
         if not file.is_file(): raise TelemetryError(f'{file} is missing; a bundle is whole or nothing; {again}')
-        if file_digest(file) != said: raise TelemetryError(f'{file} has digest {file_digest(file)[:8]}, bundle.json says {str(said)[:8]}; it was altered; {again}')
+        files[name] = file.read_bytes()
+        if (found := _digest(files[name])) != said: raise TelemetryError(f'{file} has digest {found[:8]}, bundle.json says {str(said)[:8]}; it was altered; {again}')
     if (found := _version(facts['files'], facts['params'])) != facts['version']: raise TelemetryError(f'{path/"bundle.json"} says version {facts["version"]}, its contents are {found}; it was altered; {again}')
-    return facts
+    return facts, files
 
 # %% ../nbs/34_recommender.ipynb #544ef784
 class Recommender:
@@ -108,12 +110,13 @@ class Recommender:
         items:np.ndarray,    # (N,) str, the vocabulary in index order
         params:dict,         # the TrainConfig as plain values
         facts:dict,          # seed, threads, epochs, digests, metrics: where it came from
+        files:dict|None=None,# what a bundle held, file name -> bytes; None: packed now
     ):
         if bad := [n for n, p in blend.model.state_dict().items() if not torch.isfinite(p).all()]: raise TelemetryError(f'{bad[0]} of the network holds values that are no numbers; weights must be finite; lower train.lr or look at what it learned from')
         self.blend, self.model, self.items, self.params, self.facts = blend, blend.model, np.asarray(items, str), params, facts
         self._index = {item: i for i, item in enumerate(self.items.tolist())}
         if twice := [item for i, item in enumerate(self.items.tolist()) if self._index[item] != i]: raise TelemetryError(f'item {twice[0]!r} stands twice in the vocabulary; item ids are unique; correct the item events')
-        self._files = _packed(blend, self.items)
+        self._files = files or _packed(blend, self.items)
         self._digests = {name: _digest(data) for name, data in self._files.items()}
         self.version = _version(self._digests, params)
     def save(self, path): # path: a folder; an older bundle there is replaced
@@ -127,15 +130,15 @@ class Recommender:
     @classmethod
     def load(cls, path)->'Recommender': # path: a bundle's folder
         "Read a bundle; a missing or altered file is refused. Torch is set to the bundle's thread count."
-        path = Path(path); facts = _verified(path); params = facts['params']
-        words = read_json(path/'vocabulary.json')
-        with np.load(path/'weights.npz', allow_pickle=False) as w: weights = {k: torch.from_numpy(w[k]) for k in w.files}
+        facts, files = _verified(Path(path)); params = facts['params']
+        words, arrays = json.loads(files['vocabulary.json']), lambda name: np.load(io.BytesIO(files[name]), allow_pickle=False)
+        with arrays('weights.npz') as w: weights = {k: torch.from_numpy(w[k]) for k in w.files}
         model = SequenceModel(len(words['items']), np.array(words['category']), Shape(**{k: params[k] for k in Shape.__dataclass_fields__}), aims='aim.weight' in weights)
         model.load_state_dict(weights)
-        with np.load(path/'counts.npz', allow_pickle=False) as w: markov = GapMarkov.of(w['data'], w['indices'], w['indptr'], w['popularity'], *w['settings'])
-        with np.load(path/'linear.npz', allow_pickle=False) as w: ease = EASE.of(w['data'], w['indices'], w['indptr'], markov.counts) if w.files else None
+        with arrays('counts.npz') as w: markov = GapMarkov.of(w['data'], w['indices'], w['indptr'], w['popularity'], *w['settings'])
+        with arrays('linear.npz') as w: ease = EASE.of(w['data'], w['indices'], w['indptr'], markov.counts) if w.files else None
         torch.set_num_threads(facts['threads'])
-        return cls(Blend(model, markov, ease, **read_json(path/'blend.json')), np.array(words['items'], str), params, {k: v for k, v in facts.items() if k not in ('params', 'version', 'files')})
+        return cls(Blend(model, markov, ease, **json.loads(files['blend.json'])), np.array(words['items'], str), params, {k: v for k, v in facts.items() if k not in ('params', 'version', 'files')}, files)
     def indices(self, ids:np.ndarray)->np.ndarray: # str array of any shape -> int, -1 for ids outside the vocabulary
         "Item ids as catalogue indices."
         ids = np.asarray(ids, str)

@@ -13,8 +13,8 @@ import json
 import numpy as np
 from .config import TelemetryError, read_json
 
-# %% ../nbs/01_schema.ipynb #43019aa9
-VERSION = '1.1'                                                          # of the tracking plan
+# %% ../nbs/01_schema.ipynb #f02e8bbe
+VERSION = '1.3'                                                          # of the tracking plan
 _id     = dict(type='string', minLength=1, maxLength=64)
 _short  = dict(type='string', minLength=1, maxLength=32)
 _page   = dict(type='string', minLength=1, maxLength=2048)
@@ -25,6 +25,7 @@ _flag   = dict(type='boolean')
 _prob   = dict(type='number', exclusiveMinimum=0, maximum=1)             # a propensity is never zero
 _ids    = dict(type='array', items=_id)
 _probs  = dict(type='array', items=_prob)
+_shares = dict(type='array', items=dict(type='number', minimum=0, maximum=1))
 _pages  = dict(type='array', items=_page)
 
 # %% ../nbs/01_schema.ipynb #76a8910e
@@ -65,7 +66,10 @@ EVENTS = { # type -> (meaning, {field: (rule, meaning)}, required fields)
         'candidates':    (_ids, 'items the slate was chosen from'),
         'slate':         (_ids, 'items shown, first position first'),
         'propensities':  (_probs, 'P(item at this position | items above it) under the policy that chose; the slate\'s is their product'),
-        'position_propensities': (_probs, 'P(item at this position) under the policy that chose, whatever stands above')},
+        'position_propensities': (_probs, 'P(item at this position) under the policy that chose, whatever stands above'),
+        'weights':       (_shares, 'what each candidate weighs in the draw, 0: not offered; with `even` and `repeat` the propensities follow from these'),
+        'even':          (dict(type='number', minimum=0, maximum=1), 'share of each position drawn evenly from what is left'),
+        'repeat':        (dict(type='number', exclusiveMinimum=0, maximum=1), 'factor on the weight for each item of the same category above')},
         ('user_id', 'decision_id', 'slate')),
     'impression': ('an item was visible at a position', _shown, ('user_id', 'decision_id', 'item_id', 'position')),
     'click':      ('the user opened an item', _shown, ('user_id', 'decision_id', 'item_id', 'position')),
@@ -90,7 +94,9 @@ EVENTS = { # type -> (meaning, {field: (rule, meaning)}, required fields)
     'survey':     ('the user answered "was this worth your time?"', _shown | {
         'score':   (dict(type='integer', minimum=1, maximum=5), '1 no .. 5 very much')}, ('user_id', 'score')),
     'exposure':   ('a unit met its variant', {
-        'experiment': (_short, 'which experiment'), 'variant': (_short, 'which variant')}, ('user_id', 'experiment', 'variant')),
+        'experiment': (_short, 'which experiment'), 'variant': (_short, 'which variant'),
+        'plan':    (_short, 'digest of the plan the experiment ran under; another one later means the plan was changed'),
+        'forced':  (_flag, 'the variant was forced for checking; not part of the experiment')}, ('user_id', 'experiment', 'variant')),
     'consent':    ('the user changed a consent', {
         'purpose': (dict(type='string', enum=['analytics', 'personalisation', 'training', 'experimentation']), 'for what'),
         'granted': (_flag, 'given or withdrawn')}, ('user_id', 'purpose', 'granted')),
@@ -302,6 +308,10 @@ class Contexts:
     kind: np.ndarray|None=None  # (n, l) uint8, what each act of the history was: place in ACTS + 1; 0, or None altogether: not known
     dwell: np.ndarray|None=None # (n, l) float32, seconds it lasted; NaN, or None altogether: not known
     when: np.ndarray|None=None  # (n, l) datetime64[ms], when it was; NaT, or None altogether: not known
+    category: np.ndarray|None=None # (n, m) str, category of each candidate; None: not known
+    muted: np.ndarray|None=None # (n, c) str, categories or items the user asked never to see
+    less: np.ndarray|None=None  # (n, c) str, categories or items of which the user asked to see less
+    reset: np.ndarray|None=None # (n,) datetime64[ms], when the user last asked to forget what was before; NaT: never
     def __len__(self): return len(self.user_id)
     def take(self, rows): # rows: index array or mask
         "The same contexts, these rows only."
@@ -316,3 +326,6 @@ class Slates:
     personalised: np.ndarray          # (n,) bool
     policy_id: str
     model_version: str
+    weights: np.ndarray|None=None     # (n, m) what each candidate weighs in the draw, 0: not offered; None: not told
+    even: float=0.                    # share of each position drawn evenly from what is left
+    repeat: float=1.                  # factor on the weight for each item of the same category above

@@ -116,7 +116,7 @@ def decisions_with_outcomes(
     rows = rows.mutate(all=rows['all'].sort())
     lists = rows.select('decision_id', **{c: rows['all'].map(lambda x, c=c: x[c]) for c in _LISTS})
     d = visited.filter(visited.type == 'decision')
-    d = d[['decision_id', 'user_id', 'event_time', 'seq', 'policy_id', 'model_version', 'personalised', 'session_id', 'candidates', 'slate', 'propensities', 'position_propensities']]
+    d = d[['decision_id', 'user_id', 'event_time', 'seq', 'policy_id', 'model_version', 'personalised', 'session_id', 'candidates', 'slate', 'propensities', 'position_propensities', 'weights', 'even', 'repeat']]
     return d.inner_join(lists, 'decision_id')
 
 # %% ../nbs/26_sessions.ipynb #602180ec

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIMS', 'HOUR', 'SEGMENTS', 'AGE_BANDS', 'RESERVE', 'EXAMINE', 'LONG', 'NO_ACT', 'WEEK', 'RHYTHM', 'SimulateConfig',
-           'outcome_means', 'p_long', 'Lived', 'World']
+           'outcome_means', 'p_long', 'Lived', 'World', 'Trial']
 
 # %% ../nbs/11_simulate.ipynb #9fc46804
 import copy
@@ -49,15 +49,17 @@ def _people(cfg:SimulateConfig, rng)->dict:
     return dict(segment=segment, age=age, lean=lean, taste=lean + rng.normal(0, .8, (cfg.users, DIMS)),
                 activity=rng.normal(-.2, .8, cfg.users), goodwill=np.zeros(cfg.users),
                 arrives=np.where(rng.random(cfg.users) < .8, 0, rng.integers(1, 2*cfg.days + 1, cfg.users)),
-                consents=(agrees := rng.random(cfg.users) >= cfg.no_consent), personalise=agrees.copy())
+                consents=(agrees := rng.random(cfg.users) >= cfg.no_consent), personalise=agrees.copy(),
+                muted=np.full((cfg.users, 2), -1), less=np.full((cfg.users, 2), -1), reset=np.full(cfg.users, np.datetime64('NaT', 'ms'))) # what they asked for
 
 def _catalogue(cfg:SimulateConfig, rng)->dict:
-    "Latent facts of the items, one row each, in order of arrival."
+    "Latent facts of the items, one row each, in order of arrival; `centre`: of the categories."
     n = cfg.items + cfg.new_items*RESERVE
     category = rng.integers(0, cfg.categories, n)
-    traits = .9*rng.normal(size=(cfg.categories, DIMS))[category] + .45*rng.normal(size=(n, DIMS))
+    centre = .9*rng.normal(size=(cfg.categories, DIMS))
+    traits = centre[category] + .45*rng.normal(size=(n, DIMS))
     quality = rng.normal(size=n)
-    return dict(category=category, traits=traits, quality=quality, appeal=rng.normal(size=n),
+    return dict(category=category, centre=centre, traits=traits, quality=quality, appeal=rng.normal(size=n),
                 clickbait=np.clip(rng.beta(1.2, 3, n) - .1*quality, 0, 1),
                 arrives=np.concatenate([np.zeros(cfg.items, int), np.repeat(np.arange(1, RESERVE+1), cfg.new_items)]))
 
@@ -111,11 +113,13 @@ class World:
         n = len(self.stock['category'])
         self.user_ids = np.array([f'u{i:06d}' for i in range(cfg.users)])
         self.item_ids = np.array([f'i{i:05d}' for i in range(n)])
+        self.categories = np.array([f'c{c}' for c in range(cfg.categories)] + ['']) # the last: of no item
         self.opened = np.zeros((cfg.users, n), bool)               # an item that was opened is not offered again
         self.history = np.full((cfg.users, cfg.history), NO_ACT)     # what each opened lately
         self.clicks = [np.zeros(n)]                                # cumulative clicks at the start of each day
         self.tastes = []                                           # taste on each day, for truth at logged decisions
-        self.met = set()                                           # (user, policy) pairs already exposed
+        self.trials, self.pull, self.pulls = (), np.ones(cfg.users), [] # experiments that run; what the interface makes of clickbait's pull, and made of it on each day
+        self.met = set()                                           # (user, policy or experiment) pairs already exposed
         self.events = self.decisions = 0
         self.pending = []                                          # lines still on their way
         self.mess = Mess(cfg.faults, seed, cfg.start, cfg.days, cfg.users)
@@ -131,11 +135,11 @@ class World:
     @property
     def available(self): return int(np.searchsorted(self.stock['arrives'], self.day, side='right')) # items on offer today
 
-    def effects(self, user, item, taste=None):
+    def effects(self, user, item, taste=None, pull=None):
         "(P(click | looked at), mean satisfaction, P(hide | click)) for aligned index arrays."
-        s, taste = self.stock, self.people['taste'] if taste is None else taste
+        s, taste, pull = self.stock, self.people['taste'] if taste is None else taste, self.pull if pull is None else pull
         affinity = np.einsum('...d,...d->...', taste[user], s['traits'][item])/np.sqrt(DIMS)
-        return outcome_means(affinity, s['quality'][item], s['appeal'][item], s['clickbait'][item], self.cfg.clickbait)
+        return outcome_means(affinity, s['quality'][item], s['appeal'][item], s['clickbait'][item], self.cfg.clickbait*pull[user])
 
 # %% ../nbs/11_simulate.ipynb #f804e7a7
 @patch
@@ -154,12 +158,36 @@ def _offer(self:World, rows, rng, human:bool=True):
     return np.where(np.take_along_axis(out, first, 1), -1, np.take_along_axis(drawn, first, 1))
 
 @patch
+def _category(self:World, item): return self.categories[np.where(item < 0, -1, self.stock['category'][item])] # -1 for none
+
+@patch
 def _contexts(self:World, rows, time, offer):
     "What the policy is told."
-    named, past = lambda index: np.where(index < 0, '', self.item_ids[index]), self.history[rows]
+    named, past, p = lambda index: np.where(index < 0, '', self.item_ids[index]), self.history[rows], self.people
     return Contexts(user_id=self.user_ids[rows], time=time.astype('datetime64[ms]'), candidates=named(offer),
                     popularity=np.where(offer < 0, 0., self.clicks[-1][offer]), history=named(past['item']), personalise=self.people['personalise'][rows],
-                    kind=past['kind'], dwell=past['dwell'], when=past['when'])
+                    kind=past['kind'], dwell=past['dwell'], when=past['when'], category=self._category(offer),
+                    muted=self.categories[p['muted'][rows]], less=self.categories[p['less'][rows]], reset=p['reset'][rows])
+
+# %% ../nbs/11_simulate.ipynb #b03eac97
+@dataclass(frozen=True)
+class Trial:
+    "An experiment that the product runs while people live."
+    name: str            # of the experiment
+    plan: str            # digest of the plan it was announced with; every exposure carries it
+    variant: np.ndarray  # (users,) which variant each user is to meet; '' for none
+    policies: dict       # variant -> the policy that decides for it; who is not named gets everybody's
+    pull: dict           # variant -> what the interface makes of clickbait's pull, a factor
+
+@patch
+def _deciders(self:World, policy, rows): # -> [(rows, policy)], nobody left out
+    "Who decides for whom."
+    for t in self.trials:
+        if t.policies:
+            meets = t.variant[rows]
+            split = [(rows[~np.isin(meets, list(t.policies))], policy)] + [(rows[meets == name], p) for name, p in t.policies.items()]
+            return [(who, p) for who, p in split if len(who)]
+    return [(rows, policy)]
 
 # %% ../nbs/11_simulate.ipynb #43fd5ab1
 @patch
@@ -204,14 +232,26 @@ def _bots(self:World, policy, log):
     offer = self._offer(who, rng, human=False)
     there = offer >= 0
     slates = policy.decide(Contexts(user_id=np.char.mod('u%06d', cfg.users + who), time=time, candidates=np.where(there, self.item_ids[offer], ''), popularity=np.where(there, self.clicks[-1][offer], 0.),
-                                    history=np.full((n, cfg.history), ''), personalise=np.ones(n, bool)), rng)
+                                    history=np.full((n, cfg.history), ''), personalise=np.ones(n, bool), category=self._category(offer)), rng)
     items = np.where(slates.items == '', -1, np.searchsorted(self.item_ids, slates.items))
     clicked, opened_at, dwell = bot_acts(self.mess.bots['kind'][who], items >= 0, rng)
     never = np.zeros(items.shape, bool)
     log.append(dict(rows=cfg.users + who, time=time, offer=offer, slates=slates, items=items, shown=items >= 0, clicked=clicked, dwell=dwell, hidden=never, bought=never, asked=never, score=np.ones(items.shape, int),
                     opened_at=opened_at, latency=18 + 9*np.exp(rng.normal(size=n)), pause=np.zeros(n), visit=np.zeros(n, int)))
 
-# %% ../nbs/11_simulate.ipynb #e613440b
+# %% ../nbs/11_simulate.ipynb #3b03374c
+@patch
+def _wishes(self:World, comes, start):
+    "Today's users of the finer controls: a topic they like little is muted or shown less, or all is to be forgotten."
+    rng, p = self._rng('wishes', self.day), self.people
+    who = np.flatnonzero(comes & (rng.random(len(comes)) < .008))
+    some = rng.integers(0, self.cfg.categories, (len(who), 3))
+    topic = np.take_along_axis(some, np.einsum('ud,ukd->uk', p['taste'][who], self.stock['centre'][some]).argmin(1)[:, None], 1)[:, 0]
+    action = np.array(['mute', 'less_like_this', 'reset'])[rng.integers(0, 3, len(who))]
+    for name, what in (('muted', 'mute'), ('less', 'less_like_this')): p[name][mine] = np.c_[p[name][mine := who[action == what], 1:], topic[action == what]]
+    p['reset'][who[action == 'reset']] = self.today.astype('datetime64[ms]') + (1000*np.maximum(0, start - 5)).astype('timedelta64[ms]')[who[action == 'reset']]
+    return who, action, np.where(action == 'reset', None, self.categories[topic])
+
 WEEK = np.array([0., .05, .05, .1, .25, -.15, -.25])                                                                # logits, Monday first
 RHYTHM = np.cumsum(np.r_[np.full(6, .2), np.full(3, 1.), np.full(3, .8), np.full(3, 1.2), np.full(3, .9), np.full(3, 1.8), np.full(1, 1.)]) # by hour, 0..21
 
@@ -222,7 +262,7 @@ def _day(self:World, policy, log:list|None):
     rng = self._rng('taste', self.day)
     step = cfg.taste_drift
     p['taste'] = p['lean'] + np.sqrt(1 - step)*(p['taste'] - p['lean']) + np.sqrt(step)*.8*rng.normal(size=(n, DIMS))
-    self.tastes.append(p['taste'].astype(np.float32)); self.today_clicks = np.zeros(len(self.item_ids))
+    self.tastes.append(p['taste'].astype(np.float32)); self.pulls.append(self.pull.astype(np.float32)); self.today_clicks = np.zeros(len(self.item_ids))
     rng = self._rng('visit', self.day)
     weekday = (self.today.astype(int) + 3) % 7
     comes = (p['arrives'] <= self.day) & (rng.random(n) < expit(-.1 + p['activity'] + cfg.goodwill*p['goodwill'] + cfg.seasonality*WEEK[weekday]))
@@ -230,7 +270,9 @@ def _day(self:World, policy, log:list|None):
     wants, twice, later = 1 + rng.geometric(.36, (n, 2)) - (rng.random((n, 2)) < .5), comes & (rng.random(n) < .2), rng.random(n)
     switch = np.flatnonzero(comes & p['consents'] & (rng.random(n) < .003))                     # some turn personalisation off, or on again
     p['personalise'][switch] ^= True
-    self.switched = dict(user=switch, at=np.maximum(0, start[switch] - 5))
+    asking, action, target = self._wishes(comes, start)
+    user = np.r_[switch, asking]
+    self.switched = dict(user=user, at=np.maximum(0, start[user] - 5), action=np.r_[np.where(p['personalise'][switch], 'on', 'off'), action], target=np.r_[np.full(len(switch), None), target])
     leaves = np.flatnonzero(np.floor(self.withdraws) == self.day)                   # others withdraw a consent
     p['consents'][leaves[self.withdrawn[leaves, 1]]] = p['personalise'][leaves[self.withdrawn[leaves, 1]]] = False
     self.left = dict(user=leaves, at=np.maximum(0, start[leaves] - 5))
@@ -245,13 +287,14 @@ def _day(self:World, policy, log:list|None):
         for wave in range(waves):
             rows = np.flatnonzero(here & (wave < wants[:, visit]) & (clock < 23.7*HOUR))
             if not len(rows): break
-            mine = {name: x[visit, wave][rows] for name, x in u.items()} | {'visit': visit}
-            clock[rows] += self._wave(policy, rows, clock[rows], mine, decide, log)
+            for who, chooser in self._deciders(policy, rows):
+                mine = {name: x[visit, wave][who] for name, x in u.items()} | {'visit': visit}
+                clock[who] += self._wave(chooser, who, clock[who], mine, decide, log)
     if log is not None: self._bots(policy, log)
     self.clicks.append(self.clicks[-1] + self.today_clicks); self.day += 1
     return comes
 
-# %% ../nbs/11_simulate.ipynb #3b03374c
+# %% ../nbs/11_simulate.ipynb #c8ecf960
 @patch
 def _tables(self:World, log:list, day:int)->dict: # type -> columns
     "The events of one day."
@@ -272,8 +315,8 @@ def _tables(self:World, log:list, day:int)->dict: # type -> columns
     self.mess.tell('withdrawals', user=out['consent']['user'][4*len(new):], purpose=out['consent']['purpose'][4*len(new):], time=out['consent']['time'][4*len(new):])
     asks = np.flatnonzero(np.floor(self.erases) == day)
     self.mess.tell('erasures', user=asks, time=midnight + ms(DAY*(self.erases[asks] % 1)))
-    who = self.switched['user']
-    out['control'] = dict(time=midnight + ms(self.switched['at']), user=who, action=np.where(self.people['personalise'][who], 'on', 'off'))
+    asked = self.switched
+    out['control'] = dict(time=midnight + ms(asked['at']), user=asked['user'], action=asked['action'].astype(str), target=pa.array(asked['target'], pa.string()))
     if not log: return out
     join = lambda name: np.concatenate([w[name] for w in log])
     rows, time, items, shown, clicked, visit = [join(k) for k in ('rows', 'time', 'items', 'shown', 'clicked', 'visit')]
@@ -281,12 +324,13 @@ def _tables(self:World, log:list, day:int)->dict: # type -> columns
     self.decisions += len(rows)
     offer, k = join('offer'), items.shape[1]
     answer = lambda name: np.concatenate([getattr(w['slates'], name) for w in log])
-    sizes, digits = shown.sum(1), lambda x: np.char.mod('%.9g', x).astype(float) # 9 significant digits
-    policy = np.repeat([w['slates'].policy_id for w in log], [len(w['rows']) for w in log])
-    model = np.repeat([w['slates'].model_version for w in log], [len(w['rows']) for w in log])
+    sizes, digits = shown.sum(1), lambda x, n=9: np.char.mod(f'%.{n}g', x).astype(float) # significant digits
+    each = lambda name: np.repeat([getattr(w['slates'], name) for w in log], [len(w['rows']) for w in log])
+    drawn = dict(weights=text(digits(answer('weights')[offer >= 0], 12), (offer >= 0).sum(1)), even=each('even'), repeat=each('repeat')) if all(w['slates'].weights is not None for w in log) else {}
+    policy, model = each('policy_id'), each('model_version')
     out['decision'] = dict(time=time, user=rows, decision=decision, seq=decision, policy_id=policy, model_version=model, personalised=answer('personalised'),
         candidates=text(self.item_ids[offer[offer >= 0]], (offer >= 0).sum(1)), slate=text(self.item_ids[items[shown]], sizes),
-        propensities=text(digits(answer('propensity')[shown]), sizes), position_propensities=text(digits(answer('position_propensity')[shown]), sizes))
+        propensities=text(digits(answer('propensity')[shown]), sizes), position_propensities=text(digits(answer('position_propensity')[shown]), sizes)) | drawn
     latency = join('latency')
     out['request'] = dict(time=time, latency_ms=np.round(latency, 1), error=latency > 150)
     r, j = np.nonzero(shown)
@@ -311,21 +355,30 @@ def _tables(self:World, log:list, day:int)->dict: # type -> columns
         extra = dict(value=np.round(5 + 20*(dwell[hit] % 1), 2)) if kind == 'conversion' else dict(score=join('score')[r[hit], j[hit]]) if kind == 'survey' else {}
         out[kind] = dict(time=opened[hit] + ms((dwell + away)[hit] + .5)) | at(r[hit], j[hit]) | extra
     meets = [i for i,(user, name) in enumerate(zip(rows.tolist(), policy.tolist())) if (user, name) not in self.met and not self.met.add((user, name))]
-    out['exposure'] = dict(time=time[meets], user=rows[meets], experiment=np.repeat('policy', len(meets)), variant=policy[meets])
+    met = [(meets, np.repeat('policy', len(meets)), policy[meets], np.repeat('', len(meets)))]
+    for t in self.trials:
+        variant = np.append(t.variant, '')[np.minimum(rows, self.cfg.users)]                             # bots meet none
+        first = [i for i in np.flatnonzero(variant != '') if (rows[i], 'in', t.name) not in self.met and not self.met.add((rows[i], 'in', t.name))]
+        met.append((first, np.repeat(t.name, len(first)), variant[first], np.repeat(t.plan, len(first))))
+    at, experiment, variant, plan = [np.concatenate(x) for x in zip(*met)]; at = at.astype(int)
+    out['exposure'] = dict(time=time[at], user=rows[at], experiment=experiment.astype(str), variant=variant.astype(str), plan=pa.array(np.where(plan == '', None, plan.astype(object)), pa.string()))
     return out
 
-# %% ../nbs/11_simulate.ipynb #c8ecf960
+# %% ../nbs/11_simulate.ipynb #4c36a151
 @patch
 def live(self:World,
     policy,            # anything with `decide(contexts, rng) -> Slates`
     days:int,          # how long
     to:Path|None=None, # folder for the telemetry; None: nobody is logging
     progress:bool=False, # show a bar
+    trials=(),         # of `Trial`: experiments that run meanwhile
 )->Lived:              # how people lived
     "Let people live under `policy`; the world moves on."
     from tqdm import tqdm
     import duckdb
     if self.day + days > RESERVE: raise TelemetryError(f'the world would reach day {self.day + days}; it holds items for {RESERVE} days; simulate fewer days or rounds')
+    if sum(bool(t.policies) for t in trials) > 1: raise TelemetryError(f'{" and ".join(t.name for t in trials if t.policies)} both change who decides; a decision has one policy; put them into one experiment, or into disjoint slots of one layer')
+    self.trials, self.pull = tuple(trials), np.prod([np.ones(self.cfg.users)] + [[t.pull.get(v, 1.) for v in t.variant] for t in trials], axis=0)
     there = self.people['arrives'] <= self.day
     self.tally = {k: np.zeros(self.cfg.users) for k in ('decisions', 'clicks', 'satisfied', 'satisfaction', 'complaints')}
     visited = []
@@ -342,13 +395,13 @@ def live(self:World,
         self.pending = [lines[here:]]
     return Lived(visited=np.array(visited).T[there], **{k: v[there] for k,v in self.tally.items()})
 
-# %% ../nbs/11_simulate.ipynb #4c36a151
+# %% ../nbs/11_simulate.ipynb #722e4178
 @patch
 def truth_frames(self:World)->dict: # name -> DataFrame
     "The truth about the log so far."
     return truth_of(self.mess)
 
-# %% ../nbs/11_simulate.ipynb #722e4178
+# %% ../nbs/11_simulate.ipynb #41b14503
 @patch
 def value(self:World,
     policy,       # anything with `decide(contexts, rng) -> Slates`
@@ -356,7 +409,7 @@ def value(self:World,
 )->Lived:         # how people would live; its `estimates()` are the truth
     "Engagement, satisfaction and return when people live under `policy`."
     other = copy.copy(self)
-    for name in ('people', 'opened', 'history', 'clicks', 'tastes', 'met'): setattr(other, name, copy.deepcopy(getattr(self, name)))
+    for name in ('people', 'opened', 'history', 'clicks', 'tastes', 'pulls', 'met'): setattr(other, name, copy.deepcopy(getattr(self, name)))
     return other.live(policy, horizon)
 
 @patch
@@ -371,11 +424,11 @@ def value_at(self:World,
     rng, total = self._rng('truth'), np.zeros(len(contexts))
     day = (contexts.time.astype('datetime64[D]') - np.datetime64(self.cfg.start, 'D')).astype(int)
     user = np.searchsorted(self.user_ids, contexts.user_id)
-    taste = np.stack(self.tastes)[day, user].astype(float)   # (n, DIMS)
+    taste, pull = (np.stack(x)[day, user].astype(float) for x in (self.tastes, self.pulls)) # (n, DIMS), (n,)
     for _ in range(samples):
         items = policy.decide(contexts, rng).items
         shown, index = items != '', np.searchsorted(self.item_ids, items)
-        click, joy, hide = self.effects(np.arange(len(user))[:, None], np.minimum(index, len(self.item_ids) - 1), taste)
+        click, joy, hide = self.effects(np.arange(len(user))[:, None], np.minimum(index, len(self.item_ids) - 1), taste, pull)
         worth = reward.get('clicked', 0.) + reward.get('satisfied', 0.)*p_long(joy) + reward.get('hidden', 0.)*hide
         total += (shown*EXAMINE(np.arange(items.shape[1]))*click*worth).sum(1)
     return total/samples

@@ -98,7 +98,7 @@ def plot_explore(
     if not len(top): ax.text(.5, .5, 'nothing to gain', transform=ax.transAxes, ha='center'); return ax
     label = top.who + ': ' + top.item_id
     ax.barh(label, top.give/explore.give.sum(), color='#1f5fa8', height=.7, label='share of the exploration to spend here'); ax.plot(top.noise, label, 'o', color='black', label='share of the doubt that comes from here')
-    ax.invert_yaxis(); ax.legend(loc='lower right', frameon=True); ax.xaxis.set_major_formatter(plt.matplotlib.ticker.PercentFormatter(1)); sns.despine(ax=ax, left=True); plt.tight_layout()
+    ax.invert_yaxis(); ax.legend(loc='lower center', bbox_to_anchor=(.4, 1), ncol=2, frameon=False); ax.xaxis.set_major_formatter(plt.matplotlib.ticker.PercentFormatter(1)); sns.despine(ax=ax, left=True); plt.tight_layout()
     return ax
 
 def advised(explore:pd.DataFrame)->str: # artifacts/ope/explore -> one sentence

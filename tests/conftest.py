@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, yaml
 
 ROOT = Path(__file__).parent.parent
-TINY = {'simulate': dict(users=500, items=150, new_items=2, days=12, categories=6, candidates=16), 'loop': dict(days=7, horizon=14), 'run': dict(threads=1),
+TINY = {'simulate': dict(users=500, items=150, new_items=2, days=12, categories=6, candidates=16), 'loop': dict(days=7, horizon=14), 'run': dict(threads=1), 'train': dict(dim=32),
         'ablate': dict(seeds=2, rows=200, targets=300, placebo='start', variants={'category': dict(what='the category of an item', change={'inputs': []}), 'start': dict(what='a random category', change={})})}
 
 def small_params(**sections)->dict:

@@ -7,7 +7,7 @@ from telemetry_loop.config import TelemetryError
 from telemetry_loop.estimate import Estimate
 
 ROOT = Path(__file__).parent.parent
-VERBS = 'simulate import ingest sessions signals features train policy ope scorecard release catalog report index reproduce promote status loop schema audit lineage erase expire'.split()
+VERBS = 'simulate import ingest sessions signals features train policy replay ope scorecard release catalog report index reproduce promote status loop schema audit lineage erase expire'.split()
 
 def door(*words, cwd=ROOT): # the door in this process: what it says, and its code
     argv, code, out, err = sys.argv, 0, io.StringIO(), io.StringIO()
@@ -65,7 +65,7 @@ def test_refusals_are_one_line(words, says, tmp_path):
     refused(door(*words), *says)
     assert set(ROOT.iterdir()) == before
 
-@pytest.mark.parametrize('verb', ['ingest', 'sessions', 'features', 'train', 'policy', 'ope', 'scorecard', 'release'])
+@pytest.mark.parametrize('verb', ['ingest', 'sessions', 'features', 'train', 'policy', 'replay', 'ope', 'scorecard', 'release'])
 def test_a_stage_away_from_the_repository_says_so(verb, tmp_path):
     refused(door(verb, cwd=tmp_path), 'not there' if verb == 'release' else 'params.yaml')
     assert list(tmp_path.iterdir()) == []

@@ -81,7 +81,7 @@ def test_the_last_word_known_before_decides(changes, ask):
     assert may_personalise(said, np.array([u for u, _ in ask], dtype=object), moment([t for _, t in ask])).tolist() == [last(u, t) for u, t in ask]
 
 def asked_for(decision_id, candidates): # contexts where `d` may not be personalised and the items are a and b
-    f = features.Features(items=pd.DataFrame(dict(item_id=['a', 'b'])), interactions=frame([('u', 1, 0, 1)]), history=2, decisions=pd.DataFrame(dict(decision_id=['d'], personalise=[False])),
+    f = features.Features(items=pd.DataFrame(dict(item_id=['a', 'b'], category=['x', ''])), interactions=frame([('u', 1, 0, 1)]), history=2, decisions=pd.DataFrame(dict(decision_id=['d'], personalise=[False])), controls=pd.DataFrame(columns=['user_id', 'event_time', 'known_time', 'action', 'target']),
                           popularity=pd.DataFrame(dict(date=[T0], item=[0], clicks=[4])))
     return contexts_of(pd.DataFrame(dict(decision_id=[decision_id], user_id=['u'], event_time=moment([90_000_000]), candidates=[candidates])), f)
 
@@ -234,7 +234,7 @@ def test_no_sensitive_column_and_no_segment_is_a_feature(tiny, tiny_folder):
     values = {v for n in private for v in tiny['events'][n].dropna().unique()}
     assert len(values) == 7
     files = sorted((tiny_folder/'artifacts/features').glob('*'))
-    assert [p.name for p in files] == ['decisions.parquet', 'interactions.parquet', 'items.parquet', 'popularity.parquet', 'views.parquet']
+    assert [p.name for p in files] == ['controls.parquet', 'decisions.parquet', 'interactions.parquet', 'items.parquet', 'popularity.parquet', 'views.parquet']
     for path in files:
         t = pd.read_parquet(path)
         assert not set(t.columns) & set(private)
@@ -295,7 +295,7 @@ def test_splits_of_the_tiny_world_keep_their_distance(tiny):
     x = f.interactions[f.interactions['positive']]; n = len(x)
     span = lambda t, s, clock, how: getattr(t.loc[t['split'] == s, clock], how)()
     for t in (x, f.decisions.assign(known_time=f.decisions['event_time'])):
-        assert set(t['split']) == {'train', 'embargo', 'valid', 'test', 'withheld'}
+        assert set(t['split']) - {'forgotten'} == {'train', 'embargo', 'valid', 'test', 'withheld'}
         assert max(span(t, 'train', 'event_time', 'max'), span(t, 'train', 'known_time', 'max')) < valid
         assert span(t, 'valid', 'event_time', 'min') >= valid + gap and span(t, 'valid', 'known_time', 'max') < test and span(t, 'test', 'event_time', 'min') >= test + gap
     assert abs((x['event_time'] >= test).sum() - n*tiny['params']['test_share']) <= 1 and (x['split'] == 'embargo').mean() < .1
@@ -390,3 +390,19 @@ def test_a_missing_table_is_named(tmp_path, name):
     with stage(tmp_path/'x', ACTS):
         shutil.rmtree(f'artifacts/{name}')
         with pytest.raises(TelemetryError, match=f'artifacts/{name}/ holds no table; .*dvc repro {name.split("/")[0]}'): features.run()
+
+def test_what_a_user_muted_or_reset_binds_the_next_slate_and_the_next_training_set(tiny_run):
+    "From the log alone: what the policy showed after a wish, what the candidate would show, and what may teach."
+    at = lambda name: pd.read_parquet(tiny_run/'artifacts'/name)
+    items, wishes, acts = at('features/items.parquet'), at('features/controls.parquet'), at('features/interactions.parquet')
+    shown = at('sessions/decisions')[['decision_id', 'user_id', 'event_time', 'slate']].explode('slate').rename(columns={'slate': 'item_id'}).merge(items[['item_id', 'category']], on='item_id')
+    muted = wishes[wishes['action'] == 'mute'].rename(columns={'target': 'category', 'event_time': 'asked'})[['user_id', 'category', 'asked', 'known_time']]
+    assert len(muted) > 3 and {'mute', 'less_like_this', 'reset'} == set(wishes['action'])
+    both = shown.merge(muted, on=['user_id', 'category'])
+    assert (both['event_time'] < both['asked']).any() and not (both['event_time'] > both['known_time']).any()     # shown before, never after
+    would = at('policy/candidates.parquet').merge(items[['item_id', 'category']], on='item_id').merge(at('features/decisions.parquet')[['decision_id', 'user_id', 'event_time']], on='decision_id').merge(muted, on=['user_id', 'category'])
+    assert len(late := would[would['event_time'] > would['known_time']]) and (late['target_prob'] == 0).all()
+    mine = acts.assign(category=items['category'].to_numpy()[acts['item']], item_id=items['item_id'].to_numpy()[acts['item']], row=np.arange(len(acts))).merge(wishes.rename(columns={'event_time': 'asked', 'known_time': 'heard'}), on='user_id')
+    bound = np.where(mine['action'] == 'reset', mine['event_time'] <= mine['asked'], (mine['target'] == mine['category']) | (mine['target'] == mine['item_id']))
+    assert bound.any() and not mine.loc[bound, 'split'].isin(['train', 'valid']).any()
+    assert set(acts.index[acts['split'] == 'forgotten']) <= set(mine.loc[bound, 'row'])                            # nobody else's

@@ -108,7 +108,7 @@ def test_every_rule_agrees_with_the_reference_on_every_oddity(con):
 def test_random_lines_agree_with_the_reference(con):
     "Lines of every type, sound or hurt in up to three places."
     sent = []
-    @settings(max_examples=700, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=1200, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(lines())
     def collect(line): sent.append(line)
     collect()

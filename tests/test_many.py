@@ -1,5 +1,5 @@
 "Many: cluster weights, mixtures of loggers, bad tails and honest winners, each beside the plain method that fails."
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from functools import partial
 from hypothesis import given, settings, strategies as st
 from telemetry_loop.config import TelemetryError
@@ -7,6 +7,7 @@ from telemetry_loop.estimate import standard_error, wald
 from telemetry_loop.many import balanced_ips, balanced_weight, choose_by_split, cluster_prob, clusters_of, cvar, mips, offcem, paired_difference, rank_correlation, regret_at_k, reward_quantile, sharpe_at_k, slope
 from telemetry_loop.ope import corrected, dm, dr, ips, snips
 from telemetry_loop.support import support_verdict, widening
+from telemetry_loop.train import Recommender
 from slate_log import softmax
 
 SEED, REPLICATIONS = 20261, 300 # declared once
@@ -248,3 +249,20 @@ def test_nobody_is_in_both_halves():
     assert choose_by_split({'a': candidate}, user, 1).value == c.value and choose_by_split({'a': candidate}, user, 2).value != c.value
     assert choose_by_split({'a': candidate}, user, 1, wide=None).value.ci_lower is None
     with pytest.raises(TelemetryError, match='candidates has 0 entries'): choose_by_split({}, user, 1)
+
+def test_the_vectors_of_a_trained_model_tell_which_items_stand_in_for_which(tiny_run):
+    "The first place of the small product's slates, from the weights that were logged: like items vouch for each other, the answer stays and its error falls."
+    read = lambda name: pd.read_parquet(tiny_run/'artifacts'/name)
+    bundle, would = Recommender.load(tiny_run/'artifacts/train'), read('policy/candidates.parquet').query('position == 0')
+    d = read('sessions/decisions').merge(would[['decision_id']].drop_duplicates(), on='decision_id')
+    each = d[['decision_id', 'candidates', 'weights']].explode(['candidates', 'weights']).rename(columns={'candidates': 'item_id'}).merge(would, on=['decision_id', 'item_id'])
+    kind = dict(zip(bundle.items, clusters_of(bundle.model.table().detach().numpy(), 8, SEED)))
+    row, cluster = pd.Series(range(len(d)), d['decision_id'])[each['decision_id']].to_numpy(), each['item_id'].map(kind).to_numpy()
+    reward, item, user = d['reward'].str[0].to_numpy(float), d['slate'].str[0], d['user_id'].to_numpy()
+    mine, n = (each['item_id'].to_numpy() == item.to_numpy()[row]), len(d)
+    p, target = (np.bincount(row[mine], each[name][mine].astype(float), n) for name in ('weights', 'target_prob'))
+    assert np.allclose(p, d['propensities'].str[0].astype(float), rtol=1e-8)
+    of = lambda name: cluster_prob(each[name].to_numpy(float), cluster, row, item.map(kind).to_numpy())
+    plain, like = ips(reward, target/p), mips(reward, of('target_prob'), of('weights'))
+    apart, one = paired_difference(like, plain, user), standard_error(plain[1], user)
+    assert standard_error(like[1], user) < .9*one and abs(apart.value) < 3*one and plain[0] > reward.mean() + 2*one

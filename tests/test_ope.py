@@ -4,8 +4,9 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from telemetry_loop import ope
 from telemetry_loop.config import TelemetryError, read_json, write_json
-from telemetry_loop.ope import KNOBS, OpeConfig, clipped, dm, dr, dr_os, evaluate, evaluate_log, evidence, ips, sndr, snips, sub_gaussian, switch_dr, tune
+from telemetry_loop.ope import KNOBS, OpeConfig, clipped, dm, dr, dr_os, evaluate, evidence, ips, sndr, snips, sub_gaussian, switch_dr, tune
 from telemetry_loop.reward import cross_fit
+from telemetry_loop.stream import evaluate_log
 from slate_log import TABLES, slates, softmax
 from telemetry_loop.support import DEFAULT_LIMITS, widening
 from telemetry_loop.estimate import standard_error
@@ -198,10 +199,11 @@ def test_stage(tmp_path, monkeypatch):
     import yaml
     monkeypatch.chdir(tmp_path)
     rows, candidates, truth = slates()
-    def stage(rows, candidates):
+    def stage(rows, candidates, complaints=()):
         (tmp_path/'artifacts/policy').mkdir(parents=True, exist_ok=True)
         rows.to_parquet('artifacts/policy/rows.parquet'); candidates.to_parquet('artifacts/policy/candidates.parquet')
         write_json('metrics/policy.json', {'unsupported_mass': {'value': 0. if len(rows) else None, 'ci_lower': None, 'ci_upper': None, 'n': len(rows)}})
+        write_json('metrics/replay.json', {'complaints': list(complaints)})
         ope.run(); return read_json('metrics/ope.json')
     from dataclasses import asdict
     (tmp_path/'params.yaml').write_text(yaml.safe_dump(dict(run=dict(seed=7, threads=2, engine='duckdb', memory_gb=1.), ope=asdict(CFG), support=asdict(DEFAULT_LIMITS))))
@@ -215,9 +217,22 @@ def test_stage(tmp_path, monkeypatch):
     assert abs(first['complaints_gain']['value']) < .03 and first['n_decisions'] == 2000 and first['n_users'] == 400
     stage(rows, candidates)
     assert (tmp_path/'metrics/ope.json').read_text() == text and (tmp_path/'artifacts/ope/weights.parquet').read_bytes() == weights
+    doubted = stage(rows, candidates, ['version: mixed up'])
+    assert doubted['support']['verdict'] == 'refuse' and doubted['support']['reasons'] == ['version: mixed up'] and all(g['value'] is None for g in doubted['gain'].values()) and doubted['estimates']['ips']['ci_lower'] is None
     none = stage(rows[:0], candidates[:0])  # a log without propensities: an answer, no number
     assert none['support']['verdict'] == 'refuse' and none['support']['reasons'][0].startswith('no_propensities')
     assert set(none) == set(first) and all(e['value'] is None for e in [*none['gain'].values(), *none['estimates'].values(), none['logging']])
     with pytest.raises(TelemetryError, match='3 positions of a decision twice'): stage(pd.concat([rows, rows[:3]]), candidates)
     halved = stage(rows.assign(propensity=rows.propensity/2), candidates)
     assert halved['support']['verdict'] == 'refuse' and halved['gain']['dr']['value'] is None and halved['estimates']['ips']['value'] is not None
+
+
+def test_people_drawn_again_agree_with_the_delta_method():
+    "Users with several rows each: drawn one by one their rows would seem to say more than they do."
+    rng, n = np.random.default_rng(SEED), 1500
+    user = np.repeat(np.arange(n//5), 5); w = np.exp(rng.normal(size=n//5)[user] + .3*rng.normal(size=n) - .5); r = .6 + .2*rng.normal(size=n//5)[user] + .1*rng.normal(size=n)
+    value, influence = ope.snips(r, w)
+    again = lambda cluster: ope.bootstrap(lambda m: (m*w*r).sum()/(m*w).sum(), n, cluster, 600, SEED)
+    length = lambda ends: ends[1] - ends[0]
+    assert length(again(user)) == pytest.approx(2*1.96*standard_error(influence, user), rel=.12) and length(again(None)) < .6*length(again(user))
+    assert ope.sub_gaussian(np.array([1., 0., 1.]), np.array([0., .5, 2.]), 1.)[0] == pytest.approx(1/3) # a row the target cannot show counts nothing, whatever the mix

@@ -1,6 +1,6 @@
 "Propensities that are probabilities: against enumeration, against frequencies, and against the log that the same policy wrote."
 import contextlib, json, shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import permutations
 import numpy as np, pandas as pd, pytest, yaml
@@ -9,11 +9,12 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import ndtr
 from telemetry_loop import policy
+from telemetry_loop.replay import replay_equality
 from telemetry_loop.config import TelemetryError, load_params
 from telemetry_loop.estimate import mean
 from telemetry_loop.features import contexts_of, read_features
-from telemetry_loop.policy import (Choice, Policy, PolicyConfig, PopularityScorer, Rules, _marginals_exact, _marginals_race, after_reset, as_logged, best_odds, bootstrap_policy, check_budget, choice_weights, draw_slates,
-    exploration_cost, exposure, exposure_boosts, model_policy, position_marginals, random_policy, replay, replay_equality, retrieve, slate_propensities)
+from telemetry_loop.policy import (Choice, Policy, PolicyConfig, PopularityScorer, Rules, _marginals_exact, _marginals_race, after_reset, best_odds, bootstrap_policy, check_budget, choice_weights, draw_slates,
+    exploration_cost, exposure, exposure_boosts, model_policy, position_marginals, random_policy, replay, retrieve, slate_propensities)
 from telemetry_loop.schema import Contexts
 from telemetry_loop.train import Recommender
 
@@ -295,16 +296,9 @@ def test_thompson_shows_an_item_first_as_often_as_it_is_the_best():
 
 # --- rules and wishes
 
-@dataclass(frozen=True)
-class Asked(Contexts): # contexts that carry what people asked for
-    category: np.ndarray|None = None
-    muted: np.ndarray|None = None
-    less: np.ndarray|None = None
-    reset: np.ndarray|None = None
-
 def asked(*offers, **more):
     c = contexts(*offers)
-    return Asked(**{f: getattr(c, f) for f in c.__dataclass_fields__} | dict(category=np.vectorize(lambda x: {'a': 'x', 'b': 'x', 'c': 'y', 'd': 'z'}.get(x, ''))(c.candidates)) | more)
+    return replace(c, **dict(category=np.vectorize(lambda x: {'a': 'x', 'b': 'x', 'c': 'y', 'd': 'z'}.get(x, ''))(c.candidates)) | more)
 
 def everybody(cfg=None): # the same wish must bind the personal slate, the fallback and the first policy
     cfg = cfg or replace(CFG, slate=2)
@@ -404,53 +398,6 @@ def test_the_random_policy_shows_every_slate_alike():
     s = random_policy(replace(CFG, explorer='epsilon')).decide(contexts('abcd', 'abc', popularity=np.arange(8.).reshape(2, 4)), np.random.default_rng(SEED))
     assert np.allclose(s.propensity, [[1/4, 1/3, 1/2], [1/3, 1/2, 1]]) and np.allclose(s.position_propensity, [[1/4]*3, [1/3]*3]) and s.policy_id == 'random' and not s.personalised.any()
 
-# --- does the log say what the policy did?
-
-def log_of(policy, who, seed=SEED):
-    s = policy.decide(who, np.random.default_rng(seed))
-    nine = lambda x: [[float('%.9g' % v) for v, i in zip(row, items) if i] for row, items in zip(x, s.items)]
-    return pd.DataFrame(dict(decision_id=[f'd{i}' for i in range(len(who))], policy_id=s.policy_id, model_version=s.model_version, personalised=s.personalised, candidates=[[x for x in row if x] for row in who.candidates.tolist()],
-        slate=[[x for x in row if x] for row in s.items.tolist()], propensities=nine(s.propensity), position_propensities=nine(s.position_propensity)))
-
-OTHERS = {'a': 'b', 'b': 'c', 'c': 'd', 'd': 'e', 'e': 'a'}
-def spoil(name, change): return lambda d: d.assign(**{name: [change(x) if i == 1 else x for i, x in enumerate(d[name])]})
-TAMPERED = {
-    'propensity differs': spoil('propensities', lambda x: [p/2 for p in x]), 'position propensity differs': spoil('position_propensities', lambda x: [x[0]*(1 + 1e-6), *x[1:]]),
-    'another policy': spoil('policy_id', lambda x: 'older'), 'another model version': spoil('model_version', lambda x: 'older'), 'personalised or not': spoil('personalised', lambda x: not x),
-    'item shown was no candidate': spoil('slate', lambda x: ['q', *x[1:]]), 'item shown twice': spoil('slate', lambda x: [x[0], x[0], x[2]]), 'fewer items than the policy shows': lambda d: d.assign(**{k: [x[:2] if i == 1 else x for i, x in enumerate(d[k])] for k in ('slate', 'propensities', 'position_propensities')}),
-    'one propensity a place missing': spoil('propensities', lambda x: x[:2]), 'slate longer than the policy shows': lambda d: d.assign(**{k: [[*x, y] if i == 1 else x for i, x in enumerate(d[k])] for k, y in (('slate', 'q'), ('propensities', .5), ('position_propensities', .5))}),
-    'candidates missing': spoil('candidates', lambda x: None), 'propensities missing': spoil('propensities', lambda x: None), 'position_propensities missing': lambda d: d.drop(columns='position_propensities')}
-
-@pytest.mark.parametrize('explorer', ['plackett-luce', 'epsilon'])
-def test_a_log_as_written_agrees_and_every_change_to_it_is_named(explorer):
-    who = contexts('abcde', 'edcba', 'acebd', 'ab', history='h')
-    one = Policy(Knows(a=2., b=1., c=.5), replace(CFG, explorer=explorer), 'toy', 1., .2)
-    log = log_of(one, who)
-    same = replay_equality(one, log, who)
-    assert same['reason'].tolist() == ['']*4 and (same['off'] < 1e-8).all()
-    for reason, tamper in TAMPERED.items():
-        found = replay_equality(one, tamper(log), who)['reason'].tolist()
-        assert found[1] == reason and (found[0] == found[2] == found[3] == (reason if reason == 'position_propensities missing' else '')), reason
-    forced = spoil('propensities', lambda x: [1.]*3)(log)                                 # the best logged as certain
-    floored = spoil('propensities', lambda x: [1e-6, *x[1:]])(log)
-    assert all(replay_equality(one, d, who)['reason'][1] == 'propensity differs' for d in (forced, floored))
-    other = replay_equality(Policy(one.scorer, one.cfg, 'toy', 1., .21), log, who)        # the policy was not the one at hand
-    assert (other['reason'] == 'propensity differs').sum() >= 3
-    muted = replay_equality(Policy(one.scorer, replace(one.cfg, rules=replace(RULES, blocked=[log['slate'][0][0]])), 'toy', 1., .2), log, who)
-    assert muted['reason'][0] == 'item the policy cannot show'
-    assert replay_equality(one, log.iloc[:0], who.take(slice(0, 0))).shape == (0, 3)
-
-def test_the_logging_policy_replayed_is_the_log():
-    who = contexts('abcd', 'ab')
-    one, other = Policy(Knows(a=2.), CFG, 'toy', 1., .2), random_policy(CFG)
-    log = pd.concat([log_of(one, who), log_of(other, who)], ignore_index=True)
-    told = as_logged(log)
-    assert list(told) == ['random/none', 'toy/toy']
-    for policy in (one, other):
-        s, d = told[f'{policy.policy_id}/{policy.scorer.version}'], log[log['policy_id'] == policy.policy_id]
-        assert [[x for x in row if x] for row in s.items.tolist()] == d['slate'].tolist() and s.items.shape == (2, 3) and (s.propensity[s.items == ''] == 1).all()
-        for own, name in ((s.position_propensity, 'position_propensities'), (s.propensity, 'propensities')): assert [row[:len(x)].tolist() for row, x in zip(own, d['slate'])] == d[name].tolist()
-
 # --- replay
 
 def logged(slates, **more):
@@ -475,7 +422,7 @@ def test_rows_of_the_tiny_world_are_entries_of_their_candidates(tiny_run):
     both = rows.merge(candidates, on=['decision_id', 'position', 'item_id'], suffixes=('', '_there'))
     assert len(both) == len(rows) == log['slate'].str.len().sum() > 1000
     assert all((both[c] == both[f'{c}_there']).all() for c in ('target_prob', 'score', 'log_popularity'))
-    assert np.allclose(candidates.groupby(['decision_id', 'position'])['target_prob'].sum(), 1, atol=1e-9) and (candidates['target_prob'] > 0).all()
+    assert np.allclose(candidates.groupby(['decision_id', 'position'])['target_prob'].sum(), 1, atol=1e-9) and (candidates['target_prob'] >= 0).all() and (candidates['target_prob'] == 0).mean() < .02 # what somebody muted
     flat = log[['decision_id', 'slate', 'position_propensities', 'reward']].explode(['slate', 'position_propensities', 'reward'])
     told = rows.merge(flat, left_on=['decision_id', 'item_id'], right_on=['decision_id', 'slate'])
     assert len(told) == len(rows) and (told['propensity'] == told['position_propensities']).all() and (told['reward_x'] == told['reward_y']).all()
@@ -497,10 +444,16 @@ def test_replaying_the_policy_that_logged_gives_the_logged_propensities(tiny, ti
     Given the log's own counts all of the first day still do, and ever fewer later: 31 % when measured in a world with broken, late and withheld lines (56 % where only one click in 400
     was lost). The rest is no error of replay: a click that is lost, or known only later, makes its item count less, and that shifts every decision it is offered in; in 99 of 100 by 5 % at most."""
     from telemetry_loop.loop import first_world
+    from telemetry_loop.privacy import key, pseudonyms
     with contextlib.chdir(tiny_run): world = first_world(progress=False)
     d, seen, boot = tiny['decisions'], tiny['contexts'], bootstrap_policy(tiny['cfg'])
     day = (seen.time.astype('datetime64[D]') - np.datetime64(world.cfg.start, 'D')).astype(int)
     item = np.searchsorted(world.item_ids, seen.candidates)                               # '' sorts first, and is padding anyway
+    p = world.people                                                                      # a wish may be known late, or be lost, like any line: those who never had one tell of the policy alone
+    wished = (p['muted'] >= 0).any(1) | (p['less'] >= 0).any(1) | ~np.isnat(p['reset'])
+    silent = ~np.isin(seen.user_id, pseudonyms(world.user_ids[wished], key()))
+    assert .7 < silent.mean() < 1
+    d, seen, day, item = d[silent].reset_index(drop=True), seen.take(silent), day[silent], item[silent]
     truth = replace(seen, popularity=np.where(seen.candidates == '', 0., np.stack(world.clicks)[day[:, None], item]))
     rows, _ = replay(boot, d, truth)
     assert len(far(rows)) == len(d) > 5000 and far(rows).max() < 1e-8
@@ -571,9 +524,31 @@ def test_a_log_without_propensities_is_replayed_into_nothing(tiny, tiny_run, tmp
 def test_the_stage_says_what_exploration_costs_and_refuses_above_the_budget(tiny_run, tmp_path):
     said = json.loads((tiny_run/'metrics/policy.json').read_text())
     assert 0 < said['exploration']['changed']['ci_lower'] < said['exploration']['changed']['ci_upper'] < said['exploration']['budget'] and 0 < said['exploration']['value_lost']['value'] < .5
-    assert said['replayed']['decisions'] == sum(said['replayed']['reasons'].values()) == said['decisions_with_propensities'] and set(said['replayed']['reasons']) <= {'equal', 'propensity differs', 'position propensity differs'}
     for name in ('features', 'train', 'sessions'): shutil.copytree(tiny_run/'artifacts'/name, tmp_path/'artifacts'/name)
     params = yaml.safe_load((tiny_run/'params.yaml').read_text()); params['policy']['budget'] = .001
     (tmp_path/'params.yaml').write_text(yaml.safe_dump(params))
     with contextlib.chdir(tmp_path), pytest.raises(TelemetryError, match='policy.budget allows 0.001'): policy.run()
     assert not (tmp_path/'metrics/policy.json').exists() and not (tmp_path/'artifacts/policy').exists()
+
+def test_a_loop_that_feeds_on_its_own_clicks_is_flagged(tiny_run, tmp_path):
+    "A policy that shows what was clicked, and so makes it clicked: exposure crowds from week to week, the gate sees it in advance; the candidate of the small product passes."
+    from telemetry_loop.scorecard import criterion
+    from telemetry_loop.simulate import SimulateConfig, World
+    from telemetry_loop.config import from_dict
+    gate = next(criterion(c) for c in small_params()['scorecard']['criteria'] if c['name'] == 'exposure')
+    assert gate.judge(json.loads((tiny_run/'metrics/policy.json').read_text())['exposure']['more']).answer == 'pass'
+    world = World(from_dict(SimulateConfig, small_params(simulate=dict(users=300))['simulate'], 'simulate'), SEED)
+    feeding, lists = Policy(PopularityScorer(3.), CFG, 'feeding', 1., 0.), []
+    class Watched: # keeps what was offered and shown
+        def __init__(self, policy): self.policy = policy
+        def decide(self, c, rng): s = self.policy.decide(c, rng); lists.append((c, s)); return s
+    def log(of): # the slates of the watched policy as decisions, rows and candidates; `of`: the policy to be judged at them
+        decisions = pd.DataFrame(dict(event_time=np.concatenate([c.time for c, _ in lists]), candidates=[[x for x in row if x] for c, _ in lists for row in c.candidates], slate=[[x for x in row if x] for _, s in lists for row in s.items]))
+        would = pd.concat([pd.DataFrame(dict(item_id=c.candidates.ravel(), target_prob=position_marginals(of.choice(c), 3).sum(2).ravel())) for c, _ in lists])
+        return decisions, pd.DataFrame(dict(item_id=decisions['slate'].explode())), would[would['item_id'] != '']
+    world.live(Watched(random_policy(CFG)), 7); even = log(feeding); lists.clear()
+    ahead = policy.crowding(*even)
+    world.live(Watched(feeding), 21)
+    lived = list(policy.crowding(*log(feeding))['by_week'].values())
+    assert gate.judge(ahead['more']).answer == 'fail' and ahead['candidate'] > ahead['shown'] + .3
+    assert min(lived) > ahead['shown'] + .2 and policy.crowding(*even[:2], log(random_policy(CFG))[2])['more'] < .1

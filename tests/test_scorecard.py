@@ -50,7 +50,7 @@ def test_the_criteria_of_this_repository_are_well_formed():
     assert len({c.name for c in gate}) == len(gate) and {'success', 'guardrail', 'trust'} == {c.role for c in gate}
     assert judge(gate, {}).verdict == 'inconclusive'
     stage = lambda gain: {'train': {'differences': {f'sequence_minus_{k}': e(.02, .01, .03) for k in ('most_popular', 'gap_markov')}}, 'features': {'leakage': e(0.), 'parity': e(0.)}, 'signals': {'checks_failed': 0}, 'ingest': {'quarantined_share': e(.004)},
-                          'ope': {'gain': {'dr': gain}, 'complaints_gain': e(.001, -.002, .004)}}
+                          'ope': {'gain': {'dr': gain}, 'complaints_gain': e(.001, -.002, .004)}, 'policy': {'exposure': {'more': .2}}}
     assert judge(gate, stage(e(.03, .01, .05))).verdict == 'pass'
     assert judge(gate, stage(e(None))).verdict == 'inconclusive'  # a log that cannot tell: doubt, not failure
     assert judge(gate, stage(e(-.03, -.05, -.01))).verdict == 'fail'

@@ -1,11 +1,14 @@
 "Sequential: bands that hold at all times where the usual interval fails in the same harness."
 import time
 import numpy as np, pytest
+from hypothesis import given, settings, strategies as st
+from scipy import integrate, stats
 from scipy.optimize import brentq
 from scipy.special import ndtr
 from telemetry_loop import sequential
 from telemetry_loop.config import TelemetryError
-from telemetry_loop.sequential import PSI, STAKES, gain_sequence, lower_sequence, value_sequence
+from telemetry_loop.sequential import (BURN_IN, METHODS, PSI, STAKES, always_valid_p, boundaries, crossing, gain_sequence, judge_checkpoints, lower_sequence, mixture,
+    plot_peeks, spending, srm_sequence, value_sequence)
 
 SEED, STREAMS, STEPS = 20261, 1000, 3000   # declared once
 PAYS, EVEN = np.array([.5, .6]), .55
@@ -189,3 +192,243 @@ def test_a_million_rows_are_cheap():
 def test_a_poor_guess_costs_length_only():
     x = (np.random.default_rng(SEED).random((300, 2000)) < .9)*1.
     assert np.mean([(lower_sequence(r, -1., 1., .025) > .9).any() for r in x]) <= .025      # guesses end at 0, the mean is .9
+
+# --- experiments: what peeking does, and what survives it
+
+even = lambda looks: np.arange(1, looks + 1)/looks
+PLAIN = 1.959964
+
+def arms(runs, units, draw, seed=SEED):
+    "(runs, units/2) running difference of two arms that take turns, its standard error, units so far."
+    rng, k = np.random.default_rng(seed), np.arange(1, units//2 + 1); parts = []
+    for _ in range(2):
+        x = draw(rng, (runs, units//2)); m = x.cumsum(1)/k
+        parts.append((m, np.maximum((x**2).cumsum(1)/k - m**2, 0)/np.maximum(k - 1, 1)))
+    return parts[1][0] - parts[0][0], np.sqrt(parts[0][1] + parts[1][1]), 2*k
+
+@pytest.mark.parametrize('draw', [lambda r, s: r.normal(size=s), lambda r, s: r.exponential(size=s), lambda r, s: (r.random(s) < .05)*1., lambda r, s: np.exp(1.5*r.normal(size=s))], ids=['normal', 'exponential', 'rate of 5 %', 'lognormal'])
+def test_a_difference_looked_at_after_every_pair(draw):
+    value, se, n = arms(1500, 1000, draw)
+    lower, upper = mixture(value, se, n, 1000)
+    assert ((lower > 0) | (upper < 0)).any(1).mean() <= .05
+    with np.errstate(all='ignore'): assert (np.abs(value/se) > PLAIN)[:, BURN_IN//2:].any(1).mean() > .2
+
+def test_the_rare_rate_of_one_arm_needs_more_than_the_burn_in():
+    rng, n = np.random.default_rng(SEED), np.arange(1, 1001); x = (rng.random((3000, 1000)) < .05)*1.
+    m = x.cumsum(1)/n; se = np.sqrt(np.maximum(m - m**2, 0)/np.maximum(n - 1, 1))
+    missed = lambda burn_in: np.mean([((low > .05) | (high < .05)).any() for low, high in zip(*mixture(m, se, n, 1000, burn_in=burn_in))])
+    assert missed(BURN_IN) > .055 and missed(500) <= .05                                   # as the chapter warns
+
+def test_mixture_is_where_the_mixed_wealth_reaches_one_over_alpha():
+    "Against the integral over stakes, normal for two sides and half-normal for one."
+    for n, n_opt, alpha in ((200, 1000, .05), (5000, 1000, .01), (1000, 1000, .2)):
+        for sides in (2, 1):
+            low, high = mixture(0., 1/np.sqrt(n), n, n_opt, alpha, sides)
+            s, rho = high*n, sequential._rho(n_opt, alpha*(3 - sides))
+            wealth = integrate.quad(lambda b: np.exp(b*s - b**2*n/2)*stats.norm.pdf(b*np.sqrt(rho))*np.sqrt(rho)*(3 - sides), -1 if sides == 2 else 0, 1, limit=400)[0]
+            assert low == -high
+            if sides == 2: assert wealth == pytest.approx(1/alpha, rel=1e-6)
+            else: assert 1/alpha*(1 - 1e-9) <= wealth <= 1.5/alpha                       # a closed form that is never too short
+
+def test_mixture_is_tightest_near_n_opt_and_hardly_longer_elsewhere():
+    n = np.geomspace(200, 1e6, 400); width = mixture(0., 1/np.sqrt(n), n, 1e4)[1]*np.sqrt(n)
+    grid = np.geomspace(200, 1e6, 60); at_1e4 = [mixture(0., .01, 1e4, o)[1] for o in grid]
+    assert grid[np.argmin(at_1e4)] == pytest.approx(1e4, rel=.2)
+    near = (n > 1e3) & (n < 1e5)
+    assert (width[near] < 1.3*width.min()).all() and 2.5 < width.min() < 3.5
+    one, two = mixture(0., .01, 1e4, 1e4, sides=1)[1], mixture(0., .01, 1e4, 1e4)[1]
+    assert one < two
+
+@given(st.floats(-5, 5), st.floats(1e-3, 10), st.integers(100, 10**7), st.integers(10, 10**7), st.sampled_from([.001, .01, .05, .2]))
+@settings(max_examples=200, deadline=None)
+def test_band_and_p_say_the_same(value, se, n, n_opt, alpha):
+    low, high = mixture(value, se, n, n_opt, alpha); p = always_valid_p(value, se, n, n_opt, alpha)
+    assert low < value < high and high - low > 2*stats.norm.isf(alpha/2)*se and 0 <= p <= 1
+    if abs(p - alpha) > 1e-9: assert (p < alpha) == (low > 0 or high < 0)
+    shifted = mixture(3*value + 1, 3*se, n, n_opt, alpha)
+    assert shifted == pytest.approx((3*low + 1, 3*high + 1), rel=1e-9, abs=1e-9)
+
+def test_nothing_is_claimed_before_it_can_be():
+    lower, upper = mixture([.1]*5, [.01, .01, 0, np.nan, .01], [99, 100, 1000, 1000, np.nan], 1000)
+    assert np.isinf(lower[[0, 2, 3, 4]]).all() and np.isinf(upper[[0, 2, 3, 4]]).all() and np.isfinite([lower[1], upper[1]]).all()
+    assert always_valid_p([.1]*4, [.01, 0, np.nan, .01], [99, 1000, 1000, np.nan], 1000).tolist() == [1]*4
+    assert mixture(.1, .01, 50, 1000, burn_in=50)[0] > -np.inf and isinstance(float(mixture(.1, .01, 50, 1000)[0]), float)
+
+def test_p_runs_down_and_a_single_look_stands_for_itself():
+    p = always_valid_p([.3, .1, .2], .05, [200, 300, 400], 1000)
+    assert (np.diff(p) <= 0).all() and p[1] == p[0] == always_valid_p(.3, .05, 200, 1000) < always_valid_p(.1, .05, 300, 1000)
+    rows = always_valid_p([[.3, .1], [.1, .3]], .05, [200, 300], 1000)
+    assert rows[0, 1] == rows[0, 0] and rows[1, 1] < rows[1, 0]                           # streams stay apart
+
+def test_naive_peeking_integrated_and_published():
+    assert [crossing(even(k), PLAIN)[-1] for k in (1, 2, 5, 10, 20, 100)] == pytest.approx([.05, .0831, .1417, .1934, .2479, .3736], abs=1e-4)
+    assert crossing(even(1000), PLAIN)[-1] == pytest.approx(.530, abs=.001)
+    assert crossing([.5, 1.], [np.inf, PLAIN])[-1] == pytest.approx(.05, abs=1e-7)        # no look at the first
+    assert crossing([1.], PLAIN, drift=PLAIN + .841621)[-1] == pytest.approx(.8, abs=1e-6)
+    assert crossing([.01, .5, 1.], [np.inf, 5, 5], drift=1e4) == pytest.approx([0, 1, 1]) and crossing([.5, 1.], 50).tolist() == [0, 0]
+    assert crossing([.3, 1.], 2., drift=-2.5) == pytest.approx(crossing([.3, 1.], 2., drift=2.5))
+
+def test_power_of_a_plan_with_looks():
+    "Five O'Brien-Fleming looks need about 2.8 % more units than one (Lan-DeMets; the published inflation for 80 % power)."
+    f = even(5); z = boundaries(f)
+    need = brentq(lambda drift: crossing(f, z, drift)[-1] - .8, 1, 5)
+    assert (need/(PLAIN + .841621))**2 == pytest.approx(1.026, abs=.004)
+    rng = np.random.default_rng(SEED); t = rng.normal(size=(40_000, 5)).cumsum(1)/np.sqrt(5) + need*f
+    crossed = np.abs(t/np.sqrt(f)) > z
+    assert [crossed[:, :k].any(1).mean() for k in range(1, 6)] == pytest.approx(crossing(f, z, need), abs=.01)
+
+def test_published_limits():
+    assert boundaries(even(5)) == pytest.approx([4.8769, 3.3570, 2.6803, 2.2898, 2.0310], abs=1e-4)
+    assert boundaries(even(5), kind='pocock') == pytest.approx([2.438, 2.427, 2.410, 2.397, 2.386], abs=.001)
+    pocock = [boundaries(even(k), kind='pocock-classic')[-1] for k in (2, 3, 4, 5, 10)]
+    assert pocock == pytest.approx([2.178, 2.289, 2.361, 2.413, 2.555], abs=.001)
+    fleming = [boundaries(even(k), kind='obrien-fleming-classic')[-1] for k in (2, 3, 4, 5, 10)]
+    assert fleming == pytest.approx([1.977, 2.004, 2.024, 2.040, 2.087], abs=.001)
+    assert boundaries(even(3), kind='obrien-fleming-classic') == pytest.approx(2.004*np.sqrt(3/np.arange(1, 4)), abs=.002)
+    assert boundaries(even(5), .01)[-1] > 2.57 and boundaries([1.]) == pytest.approx([PLAIN])
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=8, unique=True), st.sampled_from([.01, .05, .1]), st.sampled_from(['obrien-fleming', 'pocock']))
+@settings(max_examples=60, deadline=None)
+def test_limits_spend_what_is_allowed_at_any_looks(looks, alpha, kind):
+    f = np.sort(looks)/100; z = boundaries(f, alpha, kind)
+    assert crossing(f, z) == pytest.approx(spending(f, alpha, kind), abs=1e-7) and spending(1., alpha, kind) == pytest.approx(alpha)
+    assert np.array_equal(boundaries(f[:1], alpha, kind), z[:1])                          # a limit does not know the looks to come
+
+def test_spending_is_slow_or_even():
+    t = np.linspace(0, 1, 101)
+    for kind in ('obrien-fleming', 'pocock'):
+        spent = spending(t, .05, kind); assert spent[0] == 0 and (np.diff(spent) >= 0).all() and spent[-1] == pytest.approx(.05)
+    assert spending(.5) == pytest.approx(2*(2*stats.norm.sf(stats.norm.isf(.0125)/np.sqrt(.5)))) and spending(.5) < .0031 < .03 < spending(.5, kind='pocock')
+
+def test_many_looks_are_quick():
+    begun = time.process_time(); z = boundaries(even(100)); crossing(even(100), z)
+    assert time.process_time() - begun < 1 and z[-1] == pytest.approx(2.185, abs=.002)    # about .06 s
+    value, se = np.full(1000, .1), np.full(1000, .02)
+    begun = time.process_time(); mixture(value, se, np.arange(1, 1001)*10_000, 10**7); assert time.process_time() - begun < .2
+
+# --- shares
+
+def test_srm_is_the_ratio_of_the_two_stories():
+    "By hand, unit by unit: each next unit is guessed by the Dirichlet mean so far, against the declared share."
+    rng = np.random.default_rng(SEED); shares = np.array([.5, .3, .2]); who = rng.choice(3, 400, p=[.4, .4, .2]); prior, log, lowest = 50*shares, 0., 1.
+    counts = np.eye(3)[who].cumsum(0); p = srm_sequence(counts, shares, 50.)
+    for k, w in enumerate(who):
+        log += np.log((prior + np.eye(3)[who[:k]].sum(0))[w]/(50 + k)/shares[w]); lowest = min(lowest, np.exp(-log))
+        assert p[k] == pytest.approx(lowest, rel=1e-9)
+
+def test_srm_false_alarms_and_the_usual_test_in_the_same_harness():
+    rng, days = np.random.default_rng(SEED), np.arange(1, 201)*100
+    k = rng.binomial(100, .3, (1500, 200)).cumsum(1)
+    ours = np.mean([srm_sequence(np.c_[a, days - a], [3, 7])[-1] <= .05 for a in k])
+    assert ours <= .05 < .2 < (np.abs(k - .3*days)/np.sqrt(.21*days) > PLAIN).any(1).mean()
+    k = rng.binomial(100, .35, (200, 200)).cumsum(1)
+    assert np.mean([srm_sequence(np.c_[a, days - a], [3, 7])[-1] <= .001 for a in k]) > .99
+
+def test_srm_edges():
+    assert srm_sequence([[0, 0]], [1, 1]).tolist() == [1.] and srm_sequence([500, 500], [.5, .5]).tolist() == [1.]
+    assert srm_sequence([[10**8, 10**8 + 10**6]], [1, 1])[0] < 1e-100
+    a, b = srm_sequence([[100, 200, 310]], [1, 2, 3]), srm_sequence([[310, 100, 200]], [3, 1, 2]); assert a == pytest.approx(b)
+
+# --- checkpoints
+
+def checkpoints(effect=0., series=300, looks=20, a_day=500, seed=SEED):
+    import pandas as pd
+    rng, n = np.random.default_rng(seed), np.arange(1, looks + 1)*a_day
+    mean = lambda at: (rng.normal(at*a_day, np.sqrt(a_day), (series, looks)).cumsum(1)/n).ravel()
+    return pd.DataFrame(dict(experiment_id=np.repeat(np.arange(series), looks), variant_id=1, metric_id=1, time_since_start=np.tile(n/a_day, series), count_c=np.tile(n, series), count_t=np.tile(n, series), mean_c=mean(0.), mean_t=mean(effect), variance_c=1., variance_t=1.))
+
+def test_archives_without_and_with_an_effect():
+    judged, found = judge_checkpoints(checkpoints())
+    assert found['naive']['significant'] == pytest.approx(.248, abs=.08) and found['anytime']['significant'] <= .05 and found['group-sequential']['significant'] == pytest.approx(.05, abs=.04)
+    assert found['naive']['missed'] == 0 and found['naive']['disagree'] == found['naive']['taken_back'] > .12 > .03 > found['group-sequential']['taken_back']
+    assert found['series'] == 300 and found['checkpoints'] == 6000 and found['not_judged'] == found['unusable'] == 0
+    judged, found = judge_checkpoints(checkpoints(.08, 100))
+    assert (judged.final == 1).mean() > .95 and (judged[[f'{m}_verdict' for m in METHODS]] != -1).all(axis=None)
+    stop = {m: judged[f'{m}_stop'].median() for m in METHODS}
+    assert stop['naive'] < stop['group-sequential'] < 20 and stop['naive'] < stop['anytime'] < 20 and all(found[m]['early'] > .7 for m in METHODS[1:])
+
+def test_one_series_step_by_step():
+    "The first crossing of each habit, in a plain loop."
+    t = checkpoints(.05, 40, 12); judged, found = judge_checkpoints(t)
+    limits = boundaries(even(12))
+    for i, g in t.groupby('experiment_id'):
+        row, first = judged.loc[i], {}
+        for k, c in enumerate(g.itertuples()):
+            value, se = c.mean_t - c.mean_c, np.sqrt(c.variance_c/c.count_c + c.variance_t/c.count_t)
+            lower, upper = mixture(value, se, c.count_c + c.count_t, 12_000)
+            for name, out in zip(METHODS, (abs(value/se) > PLAIN, lower > 0 or upper < 0, abs(value/se) > limits[k])):
+                if out: first.setdefault(name, (c.time_since_start, np.sign(value)))
+        for name in METHODS:
+            stop, verdict = first.get(name, (np.nan, 0))
+            assert row[f'{name}_verdict'] == verdict and (row[f'{name}_stop'] == stop or np.isnan(stop) and np.isnan(row[f'{name}_stop']))
+        assert row.final == np.sign(value)*(abs(value/se) > PLAIN) and (row.ci_lower < row.value < row.ci_upper) and row.anytime_lower < row.ci_lower
+
+def test_shares_of_the_summary_are_those_of_the_series():
+    judged, found = judge_checkpoints(checkpoints(.04, 200, 12)); final = judged.final.to_numpy()
+    for m in METHODS:
+        verdict, stop = judged[f'{m}_verdict'].to_numpy(), judged[f'{m}_stop'].to_numpy()
+        asked = dict(significant=np.mean(verdict != 0), early=np.mean([s in range(1, 12) for s in stop]), disagree=np.mean(verdict != final),
+            taken_back=np.mean([v != 0 and v != f for v, f in zip(verdict, final)]), missed=np.mean([v == 0 and f != 0 for v, f in zip(verdict, final)]), median_stop=np.nanmedian(stop)/12)
+        assert found[m] == pytest.approx(asked)
+    assert found['naive']['early'] < found['naive']['significant'] and found['anytime']['missed'] > .05
+
+def test_odd_checkpoints_are_left_out_and_counted():
+    t = checkpoints(.1, 5, 10).set_index(['experiment_id', 'time_since_start'])
+    t.loc[(0, 3.), 'variance_c'] = np.nan                                                 # a hole
+    t.loc[1, ['variance_c', 'variance_t']] = 0                                            # nothing varies
+    t.loc[(2, 5.), 'count_c'] = 100; t.loc[(2, 5.), 'mean_t'] = 99                        # fewer than before, and absurd
+    t.loc[(3, 1.), ['count_c', 'count_t']] = 0                                            # nobody yet
+    t.loc[4, 'mean_c'] = np.nan
+    judged, found = judge_checkpoints(t.reset_index().sample(frac=1, random_state=0))     # in any order
+    assert judged.looks.tolist() == [9, 0, 9, 9, 0] and judged.unusable.tolist() == [1, 10, 1, 1, 10] and found['not_judged'] == 2 and found['unusable'] == 23
+    assert judged.final.isna().tolist() == [False, True, False, False, True] and judged.value.dropna().abs().max() < 1
+    _, nothing = judge_checkpoints(t.loc[[1]].reset_index())
+    assert nothing['final_significant'] is None and nothing['not_judged'] == 1 and 'naive' not in nothing
+
+def test_other_names_for_the_keys():
+    t = checkpoints(.1, 3, 5).rename(columns=dict(experiment_id='test', time_since_start='day'))
+    judged, found = judge_checkpoints(t, keys=('test',), time='day')
+    assert list(judged.test) == [0, 1, 2] and found['series'] == 3
+
+def test_plot_of_peeks():
+    import matplotlib; matplotlib.use('Agg')
+    n = np.arange(1, 21)*100
+    ax = plot_peeks(np.full(20, .1), 1/np.sqrt(n), n, 2000, fraction=np.where(np.arange(20) % 5 == 4, n/2000, np.nan), xlabel='units met')
+    marks = [l for l in ax.lines if l.get_marker() == '_']
+    assert ax.get_xlabel() == 'units met' and len(marks) == 2 and len(marks[0].get_xdata()) == 4 and len(ax.collections) == 2
+    limit = boundaries([.25, .5, .75, 1])/np.sqrt([500, 1000, 1500, 2000])
+    assert marks[0].get_ydata() == pytest.approx(.1 - limit) and marks[1].get_ydata() == pytest.approx(.1 + limit)
+    assert plot_peeks(np.zeros(3), np.ones(3), [10, 20, 30], 30).get_ylabel() == 'difference'    # before the burn-in: no band, no fault
+
+@pytest.mark.parametrize('call, says', [
+    (lambda: mixture(.1, .1, 100, 0), 'n_opt is 0; it is the number of units'),
+    (lambda: mixture(.1, .1, 100, 100, alpha=5), 'alpha is 5; it is a probability'),
+    (lambda: mixture(.1, .1, 100, 100, sides=3), 'sides is 3; a band has two'),
+    (lambda: always_valid_p(.1, .1, 100, -5), 'n_opt is -5'),
+    (lambda: spending(.5, kind='haybittle'), "kind is 'haybittle'; alpha is spent"),
+    (lambda: spending(.5, kind='pocock-classic'), "kind is 'pocock-classic'; alpha is spent"),
+    (lambda: spending([.5, 1.2]), r'fraction has 1 values outside 0\.\.1'),
+    (lambda: spending(np.nan), 'fraction has 1 values outside'),
+    (lambda: spending(.5, 0), 'alpha is 0'),
+    (lambda: boundaries([.5, .4]), r'fraction is \[0\.5 0\.4\]; it is the part of the planned information'),
+    (lambda: boundaries([0, 1]), 'fraction is'),
+    (lambda: boundaries([]), 'fraction is'),
+    (lambda: boundaries([.5, 1.1]), 'fraction is'),
+    (lambda: boundaries([.5, np.nan]), 'fraction is'),
+    (lambda: boundaries([.5, .50001]), 'fraction has 1 looks less than .0001 of the plan'),
+    (lambda: boundaries([.5, 1], kind='slow'), "kind is 'slow'"),
+    (lambda: crossing([.5, 1], [2, -2]), 'z has 1 values that are not above 0'),
+    (lambda: srm_sequence([[10, 20]], [1, 0]), r'shares is \[1.0, 0.0\]; it has one share above 0'),
+    (lambda: srm_sequence([[10]], [1]), 'shares is'),
+    (lambda: srm_sequence([[10, 20, 30]], [1, 1]), 'counts has 3 variants and shares has 2'),
+    (lambda: srm_sequence([[10, 20], [9, 30]], [1, 1]), 'counts has 1 values that are missing or below'),
+    (lambda: srm_sequence([[10, np.nan]], [1, 1]), 'counts has 1 values that are missing'),
+    (lambda: srm_sequence([[-1, 5]], [1, 1]), 'counts has 1 values'),
+    (lambda: judge_checkpoints(checkpoints().drop(columns='mean_t')), 'the table lacks mean_t; checkpoints need'),
+    (lambda: judge_checkpoints(checkpoints().head(0)), 'the table has 0 rows'),
+    (lambda: judge_checkpoints(checkpoints(series=2).assign(experiment_id=1)), 'the table has 20 rows with the keys and the time of another'),
+    (lambda: judge_checkpoints(checkpoints(series=1).assign(time_since_start=np.arange(20))), 'time_since_start has 1 values that are not above 0'),
+    (lambda: judge_checkpoints(checkpoints(series=1), alpha=1), 'alpha is 1')])
+def test_experiments_refuse_bad_input_in_one_line(call, says):
+    with pytest.raises(TelemetryError, match=says) as e: call()
+    assert '\n' not in str(e.value) and str(e.value).count(';') >= 2

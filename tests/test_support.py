@@ -170,5 +170,9 @@ def test_exploring_where_it_says_cuts_more_than_exploring_everywhere():
         assert .02 < (extra*np.bincount(segment)[:, None]/n).sum() <= .05 + 1e-9 # it need not be spent whole
         was, told, even = spread(np.zeros((4, m))), spread(extra), spread(np.full((4, m), .05/m))
         gain.append((was - told)/(was - even)); said.append((advice.cut[0], 1 - told/was))
+        if not seed: # people who differ from each other: the same advice, but less to hope for
+            user, x = np.arange(n) % 200, rng.normal(size=200)
+            tell = lambda e, who: explore_next(pd.DataFrame(dict(segment=segment, action=a)), q[segment, a]/p[segment, a], p[segment, a], e, offers, cluster=who).cut[0]
+            assert tell(r - r.mean(), np.arange(n)) == pytest.approx(advice.cut[0]) and tell(r - r.mean() + 2*x[user], user) < .5*tell(r - r.mean() + 2*x[user], None)
     assert np.median(gain) >= 1.5
     assert np.corrcoef(*np.array(said).T)[0, 1] > .9 and abs(np.mean(np.subtract(*np.array(said).T))) < .03

@@ -73,8 +73,8 @@ def stage_deps_are_closures(root):
         code, want = {d for d in deps if d.startswith(PACKAGE + '/')}, {f'{PACKAGE}/{m}.py' for m in used}
         found += [f'{stage} lacks the dependency {d}' for d in sorted(want - code)] + [f'{stage} depends on {d}, which it does not import' for d in sorted(code - want)]
         inputs = [d for d in deps if d not in code]
-        found += [f'{stage} reads {d}, which is neither data, a stage output, a report nor a release' for d in inputs
-                  if not re.match(r'(data|artifacts|metrics|reports|releases)(/|$)|requirements.*\.lock$|\$\{|telemetry_loop$', d)] # the catalog reads the source itself
+        found += [f'{stage} reads {d}, which is neither data, a plan, a stage output, a report nor a release' for d in inputs
+                  if not re.match(r'(data|plans|artifacts|metrics|reports|releases)(/|$)|requirements.*\.lock$|\$\{|telemetry_loop$', d)] # the catalog reads the source itself
         if not inputs: found.append(f'{stage} has no input')
         loads = {n.args[1].value for n in ast.walk(trees[name]) if isinstance(n, ast.Call) and getattr(n.func, 'id', getattr(n.func, 'attr', '')) == 'load_params'
                  and len(n.args) > 1 and isinstance(n.args[1], ast.Constant)}

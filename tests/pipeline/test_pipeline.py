@@ -16,7 +16,7 @@ def test_runs_once_and_then_has_nothing_to_do(pipeline):
     out = sh(pipeline, 'dvc', 'repro').stdout
     assert 'up to date' in out and 'Running stage' not in out and numbers(pipeline) == before
     stages = yaml.safe_load((pipeline/'dvc.lock').read_text())['stages']
-    assert set(stages) == {'ingest', 'sessions', 'signals', 'features', 'train', 'ablate@category', 'ablate@start', 'policy', 'ope', 'scorecard', 'release', 'catalog', *REPORTS, 'index'}
+    assert set(stages) == {'ingest', 'sessions', 'signals', 'features', 'train', 'ablate@category', 'ablate@start', 'policy', 'replay', 'ope', 'experiment', 'longterm', 'scorecard', 'release', 'catalog', *REPORTS, 'index'}
 
 def test_same_seed_same_numbers_in_another_place(pipeline, tmp_path):
     assert numbers(ran(clone(tmp_path/'elsewhere'/'two'))) == numbers(pipeline)
@@ -49,7 +49,7 @@ def test_the_loop_leaves_the_checkout_clean_and_equals_the_pipeline(pipeline):
     told = sh(pipeline, 'telemetry-loop', 'loop', '--rounds', '1')
     assert sh(pipeline, 'git', 'status', '--porcelain').stdout == before
     beside = next((pipeline/'runs').glob('loop-*'))
-    for name in ('ingest', 'sessions', 'signals', 'features', 'train', 'policy', 'ope', 'scorecard', 'release'):
+    for name in ('ingest', 'sessions', 'signals', 'features', 'train', 'policy', 'replay', 'ope', 'experiment', 'longterm', 'scorecard', 'release'):
         assert (beside/f'metrics/{name}.json').read_text() == (pipeline/f'metrics/{name}.json').read_text(), name
     assert json.loads((beside/'rounds.json').read_text())['rounds'][0]['life_minus_bootstrap']['return_rate']['value'] is not None
 
@@ -62,12 +62,13 @@ def test_two_rounds(pipeline):
     if told[0]['promoted']:
         assert len(list((beside/'releases').glob('0001-*.json'))) == 1
         logged = json.loads((beside/'metrics/ingest.json').read_text())
-        assert '"variant":"sequence"' in (sorted((beside/'data').iterdir())[-1]).read_text() + (sorted((beside/'data').iterdir())[-7]).read_text() and logged['events'] > 0
+        lines = sorted((beside/'data').glob('*.jsonl'))
+        assert '"variant":"sequence"' in lines[-1].read_text() + lines[-7].read_text() and logged['events'] > 0
 
 def test_foreign_telemetry_is_never_written_over(pipeline, tmp_path):
     repo = tmp_path/'copy'; shutil.copytree(pipeline, repo, symlinks=True)
     line = (repo/'data/mine.jsonl'); line.write_text('{"a": 1}\n')
-    state = lambda: {p.name: hashlib.md5(p.read_bytes()).hexdigest() for p in (repo/'data').iterdir()} | {'pin': (repo/'data.dvc').read_text()}
+    state = lambda: {p.name: hashlib.md5(p.read_bytes()).hexdigest() for p in (repo/'data').rglob('*') if p.is_file()} | {'pin': (repo/'data.dvc').read_text()}
     before = state()
     done = sh(repo, 'telemetry-loop', 'simulate', '--if-missing', check=False)
     assert done.returncode != 0 and len(done.stderr.strip().splitlines()) == 1 and 'data.dvc pins' in done.stderr and 'dvc add data' in done.stderr

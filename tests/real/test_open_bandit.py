@@ -1,7 +1,7 @@
 "Open Bandit Dataset (ZOZO), campaign men: the published digits, from the file alone."
 from pathlib import Path
 import pytest
-from telemetry_loop.ope import evaluate_log
+from telemetry_loop.stream import evaluate_log
 
 DATA = Path(__file__).parents[3]/'shared/data/open_bandit'
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason='real data not here: ../shared/data/open_bandit')

@@ -1,0 +1,116 @@
+"Two variants side by side: sums that add up, differences as other libraries give them, and every bad table refused by name."
+import numpy as np, pandas as pd, pytest
+from hypothesis import given, settings, strategies as st
+from telemetry_loop.config import TelemetryError
+from telemetry_loop.contrast import Moments, adjusted, contrast, difference, lift, moments, non_inferior, ratio, read_units, srm
+from telemetry_loop.estimate import Estimate
+
+SEED = 52
+def people(n=4000, effect=.2, seed=SEED):
+    rng = np.random.default_rng(seed); before = rng.gamma(4, 1, n); arm = rng.random(n) < .4
+    visits = 1 + rng.poisson(before)
+    return pd.DataFrame(dict(user_id=np.arange(n), variant=np.where(arm, 'new', 'old'), before=before, clicks=rng.poisson(visits*(.3 + .05*effect*arm)).astype(float), visits=visits.astype(float), spend=.8*before + rng.normal(0, 1, n) + effect*arm))
+TABLE = people()
+
+# --- sums
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e3, 1e3)), min_size=6, max_size=40), st.integers(2, 4), st.floats(-1e9, 1e9))
+def test_parts_add_up_and_are_taken_away(rows, cut, shift):
+    x = np.array(rows) + shift
+    of = lambda part: Moments(('a', 'b'), len(part), part.mean(0), np.cov(part.T))
+    whole, one, two = of(x), of(x[:cut]), of(x[cut:])
+    scale = 1 + np.abs(whole.cov).max() + 1e-9*shift**2
+    assert np.allclose((one + two).cov, whole.cov, atol=1e-7*scale) and np.allclose((one + two).mean, whole.mean)
+    back = (one + two) - two
+    assert back.n == cut and np.allclose(back.mean, one.mean, atol=1e-6*(1 + np.abs(x).max())) and np.allclose(back.cov, one.cov, atol=1e-6*scale*len(x))
+
+def test_moments_of_a_frame_a_csv_and_a_parquet_file_are_numpys(tmp_path):
+    TABLE.to_csv(tmp_path/'t.csv', index=False); TABLE.to_parquet(tmp_path/'t.parquet', index=False)
+    for source in (TABLE, tmp_path/'t.csv', str(tmp_path/'t.parquet')):
+        found = moments(source, 'variant', ['spend', 'before'])
+        assert list(found) == ['new', 'old']
+        for v, m in found.items():
+            x = TABLE.loc[TABLE.variant == v, ['spend', 'before']].to_numpy()
+            assert m.n == len(x) and np.allclose(m.mean, x.mean(0), rtol=1e-12) and np.allclose(m.cov, np.cov(x.T), rtol=1e-10)
+
+def test_large_values_lose_no_digits():
+    t = TABLE.assign(spend=1e9 + TABLE.spend)
+    assert moments(t, 'variant', ['spend'])['old'].cov[0, 0] == pytest.approx(TABLE.spend[TABLE.variant == 'old'].var(), rel=1e-6)
+
+def test_caps_bind_both_variants():
+    found = moments(TABLE, 'variant', ['spend'], caps={'spend': 3.})
+    assert found['new'].mean[0] == pytest.approx(TABLE.spend[TABLE.variant == 'new'].clip(upper=3).mean(), rel=1e-12)
+    quantile = read_units(TABLE, 'user_id', 'variant', ['spend'], caps={'spend': .9}); cap = TABLE.spend.quantile(.9)
+    assert quantile['old'].mean[0] == pytest.approx(TABLE.spend[TABLE.variant == 'old'].clip(upper=cap).mean(), rel=1e-9)
+
+# --- differences
+
+def test_as_tea_tasting_says():
+    "Means and ratios to nine digits; with a covariate to what centring it on one mean for both or on each arm's makes."
+    import tea_tasting as tt
+    found, arrow = moments(TABLE, 'variant', ['spend', 'before', 'clicks', 'visits']), TABLE.assign(variant=(TABLE.variant == 'new')*1)
+    peer = tt.Experiment(spend=tt.Mean('spend'), rate=tt.RatioOfMeans('clicks', 'visits'), cuped=tt.Mean('spend', 'before')).analyze(arrow, control=0)
+    o, n = found['old'], found['new']
+    for e, p, tol in ((difference(o, n, 'spend'), peer['spend'], 1e-9), (ratio(o, n, 'clicks', 'visits'), peer['rate'], 1e-9), (difference(o, n, 'spend', 'before'), peer['cuped'], 1e-2)):
+        assert [e.value, e.ci_lower, e.ci_upper] == pytest.approx([p.effect_size, p.effect_size_ci_lower, p.effect_size_ci_upper], rel=tol)
+    assert contrast(o, n, 'spend').p_value == pytest.approx(peer['spend'].pvalue, rel=1e-9) and contrast(o, n, 'spend', 'before').removed > .6
+
+def test_adjustment_is_regression():
+    import statsmodels.formula.api as smf
+    found = moments(TABLE, 'variant', ['spend', 'before'])
+    c = contrast(found['old'], found['new'], 'spend', 'before')
+    fit = smf.ols('spend ~ variant + before', TABLE.assign(variant=(TABLE.variant == 'new')*1.)).fit(cov_type='HC2')
+    assert c.value == pytest.approx(fit.params['variant'], rel=1e-8) and c.se == pytest.approx(fit.bse['variant'], rel=2e-2)
+
+def test_the_lift_has_no_bounds_where_control_may_be_nothing():
+    rng = np.random.default_rng(SEED); t = pd.DataFrame(dict(variant=np.repeat(['a', 'b'], 50), y=np.r_[rng.normal(.1, 1, 50), rng.normal(.5, 1, 50)]))
+    found = moments(t, 'variant', ['y']); e = lift(found['a'], found['b'], 'y')
+    assert e.ci_lower is None and e.ci_upper is None
+    sure = lift(*[moments(TABLE, 'variant', ['spend'])[v] for v in ('old', 'new')], 'spend')
+    assert sure.ci_lower < sure.value < sure.ci_upper and sure.value == pytest.approx(TABLE.groupby('variant').spend.mean().pipe(lambda m: m['new']/m['old'] - 1), rel=1e-9)
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(st.floats(.01, 1e3), st.integers(0, 10**6))
+def test_units_of_measurement_do_not_matter(scale, seed):
+    t = people(300, seed=seed); a, b = moments(t, 'variant', ['spend', 'before']), moments(t.assign(spend=scale*t.spend, before=7*t.before), 'variant', ['spend', 'before'])
+    one, two = difference(a['old'], a['new'], 'spend', 'before'), difference(b['old'], b['new'], 'spend', 'before')
+    assert [scale*one.value, scale*one.ci_lower, scale*one.ci_upper] == pytest.approx([two.value, two.ci_lower, two.ci_upper], rel=1e-6, abs=1e-9*scale)
+
+def test_corrected_p_values_are_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+    p = np.random.default_rng(SEED).random(15)**3
+    for how in ('holm', 'fdr_bh'): assert adjusted(p, how) == pytest.approx(multipletests(p, method=how)[1].tolist(), rel=1e-12)
+    assert adjusted([], 'holm') == [] and adjusted([.03]) == [.03]
+
+# --- may it be read
+
+def test_shares():
+    assert srm({'a': 5000, 'b': 5200})['verdict'] == 'pass' and srm({'a': 50_000, 'b': 52_000})['verdict'] == 'fail' and srm({'a': 900, 'b': 100}, {'a': .9, 'b': .1})['p_value'] == pytest.approx(1)
+    for counts, shares, said in (({'a': 5}, None, 'one variant'), ({'a': 5, 'b': 0}, None, "'b' has 0 units"), ({'a': 5, 'c': 5}, {'a': .5, 'b': .5}, "'c' has no declared share"), ({'a': 5, 'b': 5}, {'a': 1, 'b': 0}, 'not above 0')):
+        with pytest.raises(TelemetryError, match=said): srm(counts, shares)
+
+@pytest.mark.parametrize('bounds, direction, answer', [((-.004, .03), 'up', 'pass'), ((-.03, .01), 'up', 'inconclusive'), ((-.03, -.011), 'up', 'fail'), ((-.03, .004), 'down', 'pass'), ((.011, .03), 'down', 'fail')])
+def test_a_guardrail_is_kept_when_a_loss_is_refuted(bounds, direction, answer): assert non_inferior(Estimate(sum(bounds)/2, *bounds, 100), 1., .01, direction).answer == answer
+
+# --- bad tables
+
+both = pd.concat([TABLE, TABLE.head(3).assign(variant=np.where(TABLE.variant.head(3) == 'new', 'old', 'new'))])
+BAD = {'a metric that is not there': (dict(metrics=['spent']), "no column 'spent'; its columns are user_id"), 'no metric': (dict(metrics=[]), 'metrics is empty'),
+       'words': (dict(table=TABLE.assign(spend='much')), 'spend is VARCHAR'), 'gaps': (dict(table=TABLE.assign(spend=TABLE.spend.where(TABLE.index > 4))), 'spend has 5 empty values'), 'endless': (dict(table=TABLE.assign(spend=np.inf)), 'no finite numbers'),
+       'two variants for a unit': (dict(table=both), '3 units of user_id are in two variants'), 'a unit twice': (dict(table=pd.concat([TABLE, TABLE.head(3)])), '3 units of user_id have several rows'), 'nobody': (dict(table=TABLE.head(0)), '0 rows'),
+       'a unit without a name': (dict(table=TABLE.assign(user_id=TABLE.user_id.where(TABLE.index > 1))), 'user_id is empty in 2 rows'), 'a variant without a name': (dict(table=TABLE.assign(variant=TABLE.variant.where(TABLE.index > 1))), 'variant is empty in 2 rows'),
+       'a million variants': (dict(table=TABLE.assign(variant=TABLE.user_id.astype(str))), 'more than 100 distinct values'), 'metric and covariate': (dict(covariates=['spend']), 'metric and covariate at once'), 'a cap on nothing': (dict(caps={'x': 1.}), "cap is given for 'x'"),
+       'an outcome before its exposure': (dict(table=TABLE.assign(met=pd.Timestamp('2025-01-02'), came=pd.Timestamp('2025-01-01')), exposed='met', outcome='came'), 'met is later than came in 4000 rows'),
+       'a covariate measured after exposure': (dict(table=TABLE.assign(met=pd.Timestamp('2025-01-02'), seen=pd.Timestamp('2025-01-03')), covariates=['before'], exposed='met', covariate_end='seen'), 'seen is later than met in 4000 rows')}
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_tables_are_refused_in_one_line(name):
+    change, said = BAD[name]; change = dict(change); table = change.pop('table', TABLE)
+    with pytest.raises(TelemetryError) as e: read_units(table, 'user_id', 'variant', **(dict(metrics=['spend']) | change))
+    assert said in str(e.value) and '\n' not in str(e.value) and ';' in str(e.value)
+
+def test_what_cannot_be_compared():
+    flat, touched = moments(TABLE.assign(spend=3.), 'variant', ['spend']), moments(TABLE.assign(before=TABLE.before + (TABLE.variant == 'new')), 'variant', ['spend', 'before'])
+    with pytest.raises(TelemetryError, match='the same .3. for every unit'): difference(flat['old'], flat['new'], 'spend')
+    with pytest.raises(TelemetryError, match='covariate before differs between the variants'): difference(touched['old'], touched['new'], 'spend', 'before')
