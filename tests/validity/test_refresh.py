@@ -50,7 +50,7 @@ def worth(world:World, contexts:Contexts)->np.ndarray: # (n, m)
     day = (contexts.time.astype('datetime64[D]') - np.datetime64(world.cfg.start, 'D')).astype(int)
     user = np.searchsorted(world.user_ids, contexts.user_id)
     item = np.searchsorted(world.item_ids, contexts.candidates).clip(max=len(world.item_ids) - 1)
-    click, joy, hide = world.effects(np.arange(len(user))[:, None], item, np.stack(world.tastes)[day, user].astype(float))
+    click, joy, hide = world.effects(np.arange(len(user))[:, None], item, *(np.stack(x)[day, user].astype(float) for x in (world.tastes, world.pulls)))
     return np.where(contexts.candidates != '', click*(REWARD['satisfied']*p_long(joy) + REWARD['hidden']*hide), 0.)
 
 def value(world, contexts, policy)->np.ndarray: # (n,)
