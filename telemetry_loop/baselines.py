@@ -88,13 +88,15 @@ class EASE:
     def fit(self, sequences:list, n_items:int): # int arrays, oldest first; size of the catalogue
         "Solve for all items in closed form."
         if n_items > self.most: raise TelemetryError(f'EASE needs {8e-9*n_items**2:.1f} GB and {n_items**3/5e10:,.0f} CPU-seconds for {n_items:,} items; it takes at most {self.most:,}; leave it out or raise `most`')
-        from scipy.linalg import lapack # here: who only loads a model should not wait for it
+        from scipy.linalg import lapack # here: who only loads a model should not wait for them
+        from threadpoolctl import threadpool_limits
         x = pairs_matrix([np.full(len(s), u) for u, s in enumerate(sequences)], sequences, [np.ones(len(s)) for s in sequences], (len(sequences), n_items))
         x.data[:] = 1.
         together = (x.T @ x).astype(np.float32).toarray(order='F')
         together[np.diag_indices(n_items)] += self.l2
-        lower, bad = lapack.spotrf(together, lower=True, overwrite_a=True)
-        inverse, bad = lapack.spotri(lower, lower=True, overwrite_c=True) if not bad else (lower, bad)
+        with threadpool_limits(1 if n_items < 5000 else None, 'blas'): # threads of a small matrix wait for each other longer than they work, where the machine has other work
+            lower, bad = lapack.spotrf(together, lower=True, overwrite_a=True)
+            inverse, bad = lapack.spotri(lower, lower=True, overwrite_c=True) if not bad else (lower, bad)
         if bad: raise TelemetryError(f'EASE cannot solve {n_items:,} items with l2 {self.l2:g}; the counts must be positive definite; raise l2')
         inverse = np.tril(inverse) + np.tril(inverse, -1).T
         self.weight = inverse/-np.diag(inverse)
