@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from .config import RunConfig, TelemetryError, load_params, write_json
 from .estimate import Estimate, Verdict
 from .engine import connect
-from .sequential import always_valid_p, boundaries, judge_checkpoints, srm_sequence
+from .sequential import always_valid_p, boundaries, judge_checkpoints, limits_so_far, srm_sequence
 from .assignment import first_exposure, left_out
 from .plan import PLANS, STOPPING, Plan, check_exposed, mde_of, plan_digest, power_of, read_plan
 from .contrast import ANYTIME_UNITS, Contrast, Moments, adjusted, contrast, moments, SRM_ALPHA, non_inferior, read_columns, read_units, srm
@@ -62,13 +62,18 @@ class ExperimentResult:
         ax.set_xlabel(f'lift over {self.control}, %'); ax.legend(handles=bars, frameon=False, loc='lower center', bbox_to_anchor=(.5, 1), ncols=3, fontsize='small'); sns.despine(ax=ax, left=True)
         return ax
 
-def _limit(plan, day, alpha, asked): # -> the z a test must reach today, or None: Welch's or the band's; and why no test is due
-    if plan is None: return None, ''
-    if plan.stopping == 'fixed' and day < plan.days: return math.inf, f'the plan looks once, on day {plan.days}; this is day {day:g}'
-    if plan.stopping != 'group-sequential': return None, ''
-    due = [d for d in plan.looks if d <= day]
-    if not due or due[-1] != day and day < plan.days: return math.inf, f'the plan looks on days {", ".join(map(str, plan.looks))}; this is day {day:g}'
-    return float(boundaries(np.array(due)/plan.days, alpha/asked, STOPPING['group-sequential'])[-1]), ''
+def _limit(plan, day, alpha, asked, n, seen): # n: units today; seen: of `analyse` -> the z a test must reach today, or None: Welch's or the band's; why no test is due; whether this look is the last
+    if plan is None: return None, '', True
+    if plan.stopping == 'fixed' and day < plan.days: return math.inf, f'the plan looks once, on day {plan.days}; this is day {day:g}', False
+    if plan.stopping != 'group-sequential': return None, '', day >= plan.days
+    due, kind = [d for d in plan.looks if d <= day], STOPPING['group-sequential']
+    if not due or due[-1] != day and day < plan.days: return math.inf, f'the plan looks on days {", ".join(map(str, plan.looks))}; this is day {day:g}', False
+    if not plan.units: return float(boundaries(np.array(due)/plan.days, alpha/asked, kind)[-1]), '', day >= plan.days # no size was declared: days stand for units
+    units = [seen[d] for d in due if d in seen] if seen else [n*d/due[-1] for d in due]
+    z = limits_so_far(units, plan.units, day >= plan.days, alpha/asked, kind)
+    if math.isfinite(z[-1]): return float(z[-1]), '', day >= plan.days or units[-1] >= plan.units
+    if max(units[:-1]) >= plan.units: return math.inf, f'the planned {plan.units:,} units were reached at an earlier look; that one decided, and what came later is not tested', False
+    return math.inf, f'next to nobody came since the look before ({units[-1]:,.0f} units); the next look will tell', False
 
 def analyse(
     found:dict,            # variant -> Moments
@@ -79,11 +84,14 @@ def analyse(
     shares:dict|None=None, # variant -> declared share; None: the plan's, else even
     day:float|None=None,   # days since the first exposure; None: the planned end
     exposed:Verdict|None=None, # from `plan.check_exposed`
-    n_opt:float=ANYTIME_UNITS, # units near which the anytime band is shortest, fixed beforehand
+    n_opt:float=ANYTIME_UNITS, # units near which the anytime band is shortest, fixed beforehand; the plan's size comes first
     alpha:float=.05, power:float=.8, # where there is no plan
+    seen:dict|None=None,   # day of each look so far -> units, all variants, for group-sequential plans that declare their size; None: as many came each day
 )->ExperimentResult:
     "Every metric of every treatment against control, and the verdict."
     if control not in found: raise TelemetryError(f'there is no variant {control!r}; the variants are {", ".join(found)}; name the control')
+    if plan and control != plan.control: raise TelemetryError(f'control is {control!r} and the plan compares with {plan.control!r}; the other way round every gain would be a loss; name the control of the plan')
+    if plan and covariates and not plan.covariate_days: raise TelemetryError('covariates are given and the plan has covariate_days 0; what is adjusted for was said before the first exposure; leave them out')
     split = srm({v: m.n for v, m in found.items()}, shares or (plan.shares if plan else None))
     treatments = sorted(v for v in found if v != control)
     roles = {m: role for role in ('primary', 'guardrails', 'secondary') for m in getattr(plan, role)} if plan else {}
@@ -91,11 +99,11 @@ def analyse(
     metrics = [m if isinstance(m, str) else '/'.join(m) for m in ([*roles] if metrics is None else [metrics] if isinstance(metrics, str) else metrics)]
     role = {m: roles.get(m, 'secondary' if plan else 'primary').removesuffix('s') for m in metrics}
     if plan and (lost := [m for m in roles if m not in role]): raise TelemetryError(f'the plan promises {lost[0]} and it is not analysed; all promised metrics are reported; add it')
-    alpha, power, day = (plan.alpha, plan.power, plan.days if day is None else day) if plan else (alpha, power, None)
+    alpha, power, day, n_opt = (plan.alpha, plan.power, plan.days if day is None else day, plan.units or n_opt) if plan else (alpha, power, None, n_opt)
     of = lambda m: covariates.get(m, ()) if isinstance(covariates, dict) else covariates
     contrasts = {t: {m: contrast(found[control], found[t], m, of(m)) for m in metrics} for t in treatments}
     asked = max(1, len(treatments)*sum(r == 'primary' for r in role.values()))
-    (limit, early), (single, _), anytime = _limit(plan, day, alpha, asked), _limit(plan, day, alpha, 1), bool(plan) and plan.stopping == 'anytime'
+    units = sum(m.n for m in found.values()); (limit, early, last), (single, *_) = _limit(plan, day, alpha, asked, units, seen), _limit(plan, day, alpha, 1, units, seen); anytime = bool(plan) and plan.stopping == 'anytime'
     looks, kind = ((plan.looks or None), STOPPING[plan.stopping]) if plan else (None, None)
     out, questions = {}, {'primary': [], 'secondary': []}
     for t, cs in contrasts.items():
@@ -106,15 +114,16 @@ def analyse(
             row = dict(role=role[m], control=c.mean('control', 1 - alpha).as_dict(), treatment=c.mean('treatment', 1 - alpha).as_dict(), difference=c.difference(c.z(1 - alpha)).as_dict(), lift=c.lift(c.z(1 - alpha)).as_dict(),
                 anytime=c.difference(band).as_dict(), anytime_lift=c.lift(band).as_dict(), p_value=c.p_value, always_valid_p=always, q_value=None, corrected=None, signal_to_noise=c.value/c.se if c.se else None,
                 variance_explained=float(c.value**2/(c.value**2 + c.se**2*(sum(c.n) - 2))) if c.se else None, variance_removed=c.removed, z=c.value/c.se if c.se else 0.)
-            if c.control > 0 and c.se > 0: # four units, half treated, have a standard error of one standard deviation
-                row |= dict(mde=mde_of(4, c.se, alpha, power, looks=looks, kind=kind)/c.control) | (dict(power=power_of(4, c.se, plan.mde*c.control, alpha, looks=looks, kind=kind)) if plan else {})
+            if c.control > 0 and c.se > 0: # four units, half treated, have a standard error of one standard deviation; primaries share alpha
+                part = alpha/asked if role[m] == 'primary' else alpha
+                row |= dict(mde=mde_of(4, c.se, part, power, looks=looks, kind=kind)/c.control) | (dict(power=power_of(4, c.se, plan.mde*c.control, part, looks=looks, kind=kind)) if plan else {})
             if role[m] == 'guardrail': row |= dict(margin=plan.guardrails[m], direction=plan.directions[m], kept=vars(non_inferior(c.lift(rule), 1., plan.guardrails[m], plan.directions[m])))
             else: questions[role[m]].append((row, always if anytime else c.p_value))
             out[t][m] = row
     for kind, how in (('primary', 'holm'), ('secondary', 'fdr_bh')):
         for (row, p), q in zip(questions[kind], adjusted([p for _, p in questions[kind]], how)): row |= dict(q_value=q, corrected=how, significant=abs(row['z']) > limit if kind == 'primary' and limit is not None else q < alpha)
     margins = {m: -x if plan.directions[m] == 'up' else x for m, x in plan.guardrails.items()} if plan else {}
-    return ExperimentResult(control, treatments, split, out, {t: verdict(ms, split, plan, day, exposed, early, power) for t, ms in out.items()}, 1 - alpha, margins)
+    return ExperimentResult(control, treatments, split, out, {t: verdict(ms, split, plan, plan.days if plan and last else day, exposed, early, power) for t, ms in out.items()}, 1 - alpha, margins)
 
 def verdict(
     metrics:dict,              # metric -> plain values of one treatment, as in `ExperimentResult.metrics`
@@ -128,6 +137,7 @@ def verdict(
     "What it means, in plain words."
     say = lambda kind, reason: dict(kind=kind, answer={'win': 'pass', 'difference': 'pass', 'inconclusive': 'inconclusive'}.get(kind, 'fail'), reason=reason)
     if exposed and exposed.answer == 'fail': return say('invalid', exposed.reason)
+    if split['verdict'] == 'fail' and not split.get('declared', True): return say('invalid', f'the variants are not even (p = {split["p_value"]:.1g}; {", ".join(f"{v} {n:,}" for v, n in split["counts"].items())}) and no other shares were declared: say which were meant (--share VARIANT=SHARE), else units are missing and no difference can be read')
     if split['verdict'] == 'fail': return say('invalid', f'the variants did not get their declared shares (p = {split["p_value"]:.1g}; {", ".join(f"{v} {n:,}" for v, n in split["counts"].items())}): units are missing from a variant, and no difference can be read')
     how = lambda m: (lambda d: f'{d["value"]:+.2%}' if d['value'] is not None else f'{metrics[m]["difference"]["value"]:+.4g}')(metrics[m]['lift'])
     moved = [m for m, v in metrics.items() if v['role'] == 'primary' and v.get('significant')]
@@ -234,7 +244,7 @@ class ExperimentConfig:
     "How the pipeline reads experiments."
     follow_up: int    # days, from exposure on, in which a unit's outcome counts
     least: int        # units a segment or combination needs in each variant
-    units: int        # number of units near which the anytime band is shortest, fixed before looking
+    units: int        # planned units of an experiment whose plan declares none, fixed before looking
 
 def followed(
     first:pd.DataFrame,  # user_id, variant, event_time of the first exposure
@@ -271,24 +281,28 @@ def study(
     first:pd.DataFrame, days:pd.DataFrame, people:pd.DataFrame, end, cfg:ExperimentConfig, # as in `followed`
 )->dict:                # plain values for `metrics/experiment.json`
     "One experiment: the verdict, its course, for whom and for how long."
-    start = first['event_time'].min().floor('D'); today = (pd.Timestamp(end) - start).days + 1
+    plan = replace(plan, units=plan.units or cfg.units); start = first['event_time'].min().floor('D'); today = (pd.Timestamp(end) - start).days + 1
     asked = [d for d in (plan.looks or range(1, plan.days + 1)) if cfg.follow_up <= d <= today]
     at = {d: followed(first, days, people, start + pd.Timedelta(days=d - 1), cfg, plan.covariate_days) for d in asked or [today]}
     split, told = first['variant'].value_counts().reindex([*plan.variants()], fill_value=0), dict(hypothesis=plan.hypothesis, stopping=plan.stopping, days=plan.days, day=min(today, plan.days), exposed={v: int(n) for v, n in first['variant'].value_counts().sort_index().items()})
     looks = {d: t for d, t in at.items() if len(t) and t.groupby('variant').size().reindex([*plan.variants()], fill_value=0).min() > 1}
+    if (nobody := [v for v in plan.variants() if not split[v]]) and split.sum(): return told | dict(verdict=dict(kind='invalid', answer='fail', reason=f'nobody met {nobody[0]!r}, which the plan gives {plan.shares[nobody[0]]:.0%}; find out whether it was assigned and its exposures were logged'))
     if not looks: return told | dict(verdict=dict(kind='inconclusive', answer='inconclusive', reason=f'day {today}: nobody has been followed for {cfg.follow_up} days yet'))
     metrics = [*plan.primary, *plan.guardrails, *plan.secondary]; columns = list(dict.fromkeys(c for m in metrics for c in m.split('/')))
     known = [c for c in BEFORE if plan.covariate_days and all(t[c].std() > 0 for t in looks.values())]
     sums, day = {d: moments(t, 'variant', [*columns, *known], caps=_caps(t, plan.outliers)) for d, t in looks.items()}, max(looks)
-    found = analyse(sums[day], plan.control, covariates=known, plan=plan, day=day, exposed=exposed, n_opt=cfg.units)
+    seen = {d: len(t) for d, t in looks.items()}
+    if plan.stopping == 'group-sequential': day = next((d for d in sorted(seen) if seen[d] >= plan.units), day) # the look at which the size was reached decides
+    found = analyse(sums[day], plan.control, covariates=known, plan=plan, day=day, exposed=exposed, seen=seen)
     every = srm(split.to_dict(), plan.shares) # of everybody exposed, also those not followed yet
     daily = first.groupby([first['event_time'].dt.floor('D'), 'variant']).size().unstack(fill_value=0).reindex(columns=[*plan.variants()], fill_value=0).cumsum()
     every['always_valid_p'] = float(srm_sequence(daily.to_numpy(), [*plan.variants().values()])[-1]) # asked every day
     if every['always_valid_p'] < SRM_ALPHA: every |= dict(verdict='fail', p_value=min(every['p_value'], every['always_valid_p']))
     if every['verdict'] == 'fail' and found.srm['verdict'] == 'pass': found = replace(found, srm=every, verdicts={t: verdict(m, every, plan, day, exposed) for t, m in found.metrics.items()})
-    told |= found.as_dict() | dict(followed=int(len(looks[day])), looked=day, covariates=known, srm_exposed=every); table = looks[day]
+    told |= found.as_dict() | dict(followed=seen[day], planned=plan.units, looked=day, covariates=known, srm_exposed=every)
+    table = looks[day].assign(**{m: looks[day][m].clip(upper=c) for m, c in _caps(looks[day], plan.outliers).items()}) # outliers as the plan says, in every picture
     main, control, rest = plan.primary[0], (table['variant'] == plan.control).to_numpy(), found.treatments
-    told['over_time'] = {t: over_time(sums, plan.control, t, main, known, cfg.units, plan.alpha).replace({np.nan: None}).to_dict('records') for t in rest}
+    told['over_time'] = {t: over_time(sums, plan.control, t, main, known, plan.units, plan.alpha).replace({np.nan: None}).to_dict('records') for t in rest}
     told['segments'], told['novelty'] = {}, {}
     unit = table.assign(effect=as_mean(table, main, control))
     for t in rest:
@@ -324,15 +338,16 @@ def crossings(
     cfg:ExperimentConfig,
 )->list:          # one entry a pair of experiments that share people
     "Experiments beside each other: are assignments independent, do effects add up?"
-    out = []
-    for (a, (pa, ta)), (b, (pb, tb)) in combinations(sorted(tables.items()), 2):
+    out, pairs = [], list(combinations(sorted(tables.items()), 2)); asked = lambda pa, pb: list(dict.fromkeys([*pa.primary, *pb.primary, 'engagement', 'return_rate']))
+    part = .05/max(1, sum(len(asked(pa, pb)) for (_, (pa, _)), (_, (pb, _)) in pairs)) # over all pairs and metrics together
+    for (a, (pa, ta)), (b, (pb, tb)) in pairs:
         both = ta.rename(columns={'variant': a}).merge(tb[['user_id', 'variant']].rename(columns={'variant': b}), on='user_id')
         entry = dict(first=a, second=b, units=len(both))
         if both[a].nunique() < 2 or both[b].nunique() < 2: continue # one keeps people out of the other
         try:
-            for m in dict.fromkeys([*pa.primary, *pb.primary, 'engagement', 'return_rate']):
+            for m in asked(pa, pb):
                 unit = both.assign(effect=as_mean(both, m, np.ones(len(both), bool)))
-                check = layer_checks(unit, 'effect', [a, b], unit='user_id', least=cfg.least).iloc[0]
+                check = layer_checks(unit, 'effect', [a, b], unit='user_id', least=cfg.least, alpha=part).iloc[0]
                 entry.setdefault('metrics', {})[m] = dict(independence=float(check.independence), interaction=float(check.interaction), **vars(check.verdict))
                 if len(pa.shares) == len(pb.shares) == 2: entry['metrics'][m]['effects'] = {k: e.as_dict() for k, e in factorial(unit, 'effect', {a: tuple(pa.variants()), b: tuple(pb.variants())}, unit='user_id').effects.items()}
         except TelemetryError as e: entry['refused'] = str(e)
@@ -357,6 +372,8 @@ def run():
             bot, silent = first['user_id'].isin(robots), ~first['user_id'].isin(people.loc[people['agrees'], 'user_id'])
             first = first[~bot & ~silent]
             if (odd := sorted(set(first['variant']) - set(plan.shares))): out[name] = dict(verdict=dict(kind='invalid', answer='fail', reason=f'variant {odd[0]!r} was met and is not in the plan, which names {", ".join(plan.shares)}; find out who assigned it')); continue
-            out[name] = study(plan, exposed, first, days, people, end, cfg) | dict(plan=plan_digest(path), announced=vars(exposed), left_out=dict(crossed=counts['crossed']['n'], forced=counts['forced']['n'], bots=int(bot.sum()), no_consent=int((silent & ~bot).sum())))
+            try: judged = study(plan, exposed, first, days, people, end, cfg)
+            except TelemetryError as e: judged = dict(hypothesis=plan.hypothesis, verdict=dict(kind='invalid', answer='fail', reason=str(e))) # one experiment that cannot be judged does not silence the others
+            out[name] = judged | dict(plan=plan_digest(path), announced=vars(exposed), left_out=dict(crossed=counts['crossed']['n'], forced=counts['forced']['n'], bots=int(bot.sum()), no_consent=int((silent & ~bot).sum())))
             if out[name]['verdict'].get('kind') != 'invalid' and 'followed' in out[name]: tables[name] = (plan, followed(first, days, people, end, cfg, plan.covariate_days))
     write_json('metrics/experiment.json', {'experiments': out, 'crossings': crossings(tables, cfg), 'as_of': str(end.date()) if len(met) else None})

@@ -46,7 +46,7 @@ def about(one:dict)->str: # an entry of metrics/experiment.json -> Markdown
     "Who met what, and whether the evidence is whole."
     met, gone = one.get('exposed', {}), {k.replace('no_consent', 'no consent to experiments'): n for k, n in one.get('left_out', {}).items() if n}
     lines = [f'*{one["hypothesis"]}*' if 'hypothesis' in one else '', f'Met by {", ".join(f"{n:,} *{v}*" for v, n in met.items())}' + (f'; left out: {", ".join(f"{n} {k}" for k, n in gone.items())}' if gone else '') + '.' if met else '']
-    if 'srm_exposed' in one: lines.append(f'Shares of the variants: {"as declared" if one["srm_exposed"]["verdict"] == "pass" else "**not as declared: units are missing**"} (p = {one["srm_exposed"]["p_value"]:.2g}; asked every day {one["srm_exposed"]["always_valid_p"]:.2g}). {one["followed"]:,} people were followed long enough by day {one["looked"]} of {one["days"]}.')
+    if 'srm_exposed' in one: lines.append(f'Shares of the variants: {"as declared" if one["srm_exposed"]["verdict"] == "pass" else "**not as declared: units are missing**"} (p = {one["srm_exposed"]["p_value"]:.2g}; asked every day {one["srm_exposed"]["always_valid_p"]:.2g}). {one["followed"]:,} people were followed long enough by day {one["looked"]} of {one["days"]}' + (f', {min(one["followed"]/one["planned"], 1):.0%} of the {one["planned"]:,} planned' + (': the look that reached the size decides' if one['stopping'] == 'group-sequential' and one['followed'] >= one['planned'] and one['looked'] < one['days'] else '') if one.get('planned') else '') + '.')
     if 'announced' in one: lines.append(('Plan: ' if one['announced']['answer'] == 'pass' else '**Plan:** ') + one['announced']['reason'] + '.')
     return '\n\n'.join(l for l in lines if l)
 
