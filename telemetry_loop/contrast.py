@@ -175,6 +175,7 @@ def contrast(
     control:Moments, treatment:Moments,
     metric,          # a column, or numerator/denominator
     covariates=(),   # columns known before exposure
+    differs:float=DIFFERS, # p of a difference in any covariate below which it is refused; 0: not asked
 )->Contrast:
     "Treatment against control in one metric, adjusted for covariates; those that differ between the variants are refused."
     arms, name = (treatment, control), metric if isinstance(metric, str) else '/'.join(metric)
@@ -191,7 +192,7 @@ def contrast(
         for i, c, s in zip(x, covariates, scale):
             if s <= 1e-12*abs(control.mean[i]): raise TelemetryError(f'covariate {c} is the same for every unit; it explains nothing; leave it out')
             if i in {j for w in weights for j in np.flatnonzero(w)}: raise TelemetryError(f'{c} is metric and covariate at once; a covariate was known before exposure; pass the value from before')
-            if (p := contrast(control, treatment, c).p_value) < DIFFERS: raise TelemetryError(f'covariate {c} differs between the variants (p = {p:.1g}); what was known before exposure cannot, so it was touched by the treatment or the assignment is broken; leave it out and find out why')
+            if (p := contrast(control, treatment, c).p_value if differs else 1.) < differs/k: raise TelemetryError(f'covariate {c} differs between the variants (p = {p:.1g}); what was known before exposure cannot, so it was touched by the treatment or the assignment is broken; leave it out and find out why')
         with_y = sum((m.n - 1)*(m.cov[x] @ w) for m, w in zip(arms, weights))/(n.sum() - 2)
         theta = np.linalg.pinv(pooled[np.ix_(x, x)]/np.outer(scale, scale), rcond=1e-12, hermitian=True) @ (with_y/scale)/scale
         apart = treatment.mean[x] - control.mean[x]; whole, far = (n.sum() - 2)/(n.sum() - 2 - k), float(apart/scale @ np.linalg.pinv(pooled[np.ix_(x, x)]/np.outer(scale, scale), rcond=1e-12, hermitian=True) @ (apart/scale))/(n.sum() - 2)
@@ -268,6 +269,7 @@ def adjusted(p_values, how:str='holm')->list: # how: holm (any false alarm at al
 # %% ../nbs/52_contrast.ipynb #cf50f0fd
 def _units(con, table, unit, variant, per, metrics, covariates): # checks that a unit is one row in one variant -> the table to sum
     u, v = _q(unit), _q(variant)
+    if per not in (None, 'sum', 'mean'): raise TelemetryError(f'per is {per!r}; rows of one unit are added up (sum) or averaged (mean); choose one')
     rows, named, units = con.execute(f'SELECT count(*), count({u}), count(DISTINCT {u}) FROM {table}').fetchone()
     if (empty := rows - named): raise TelemetryError(f'{unit} is empty in {empty} rows; a row belongs to a unit; drop them and find out why')
     if units == rows: return table
@@ -275,7 +277,6 @@ def _units(con, table, unit, variant, per, metrics, covariates): # checks that a
     both, twice = con.execute(f'SELECT count(*) FILTER (a <> b), count(*) FROM (SELECT min({v}::VARCHAR) AS a, max({v}::VARCHAR) AS b FROM {table} GROUP BY {u} HAVING count(*) > 1)').fetchone()
     if both: raise TelemetryError(f'{both} units of {unit} are in two variants; a unit meets one, or its outcome belongs to neither; find out why (a broken hash, two devices) and drop them')
     if per is None: raise TelemetryError(f'{twice} units of {unit} have several rows; rows of one unit are no independent witnesses; say per=sum or per=mean, or pass one row a unit')
-    if per not in ('sum', 'mean'): raise TelemetryError(f'per is {per!r}; rows of one unit are added up (sum) or averaged (mean); choose one')
     _refuse_some_gaps(con, table, [*metrics, *covariates])
     how = {'sum': 'sum', 'mean': 'avg'}[per]
     columns = [f'{how}({_q(m)}::DOUBLE) AS {_q(m)}' for m in metrics] + [f'avg({_q(c)}::DOUBLE) AS {_q(c)}' for c in covariates]

@@ -166,7 +166,7 @@ def over_time(
     import pandas as pd
     rows = []
     for day, found in sorted(looks.items()):
-        c = contrast(found[control], found[treatment], metric, covariates); one, always = c.lift(c.z(1 - alpha)), c.lift(c.anytime_z(n_opt, alpha))
+        c = contrast(found[control], found[treatment], metric, covariates, differs=0); one, always = c.lift(c.z(1 - alpha)), c.lift(c.anytime_z(n_opt, alpha))
         rows.append(dict(day=day, n=one.n, lift=one.value, lower=one.ci_lower, upper=one.ci_upper, anytime_lower=always.ci_lower, anytime_upper=always.ci_upper))
     return pd.DataFrame(rows).astype(float)
 
@@ -194,13 +194,16 @@ def evaluate_table(
     path, unit:str, variant:str, control:str, metrics, covariates=(), # as in `read_units` and `analyse`
     plan:Plan|None=None, shares:dict|None=None, day:float|None=None, exposures=None, # exposures: DataFrame with the column `plan`, the digest logged at each
     per:str|None=None, caps:dict|None=None, exposed:str|None=None, outcome:str|None=None, covariate_end:str|None=None, # caps: None: the plan's
-    n_opt:float=ANYTIME_UNITS, alpha:float=.05, con=None,
-)->dict:                 # srm, metrics by name (with several treatments: by name and treatment), verdict
+    n_opt:float=ANYTIME_UNITS, alpha:float=.05, con=None, announced:str|None=None, # announced: column of the table with the digest logged at exposure, in place of exposures
+)->dict:                 # srm, metrics by name (with several treatments: by name and treatment), verdict; with a plan: its digest, and whether it was in force
     "Any A/B table with a row a unit, analysed: the ad-hoc door."
+    if plan and unit != plan.unit: raise TelemetryError(f'unit is {unit!r} and the plan randomises {plan.unit!r}; what was assigned is what is compared; name that column')
+    if plan and announced: exposures = read_columns(path, [announced], []).rename(columns={announced: 'plan'})
     met = check_exposed(plan_digest(plan), exposures) if plan and exposures is not None else None
     chosen = list(metrics) if metrics and not isinstance(metrics, str) else [metrics] if metrics else [*plan.primary, *plan.guardrails, *plan.secondary] if plan else []
     found = read_units(path, unit, variant, chosen, covariates, per, plan.outliers if plan and caps is None else caps or {}, exposed, outcome, covariate_end, con)
-    return analyse(found, str(control), chosen, covariates, plan, shares, day, met, n_opt, alpha).as_dict()
+    judged = analyse(found, str(control), chosen, covariates, plan, shares, day, met, n_opt, alpha).as_dict()
+    return judged | (dict(plan=plan_digest(plan), announced=vars(met) if met else dict(answer='inconclusive', reason='the table does not say which plan was in force at exposure')) if plan else {})
 
 # %% ../nbs/58_experiment.ipynb #51b4881f
 ROLES = tuple(f'{what}_{arm}' for what in ('count', 'mean', 'variance') for arm in 'ct')
@@ -225,7 +228,7 @@ def evaluate_summary(
         g = g.reset_index(drop=True); n, v = (g[[f'{w}_c', f'{w}_t']].to_numpy(float) for w in ('count', 'variance')); name = {k: (x.item() if hasattr(x, 'item') else x) for k, x in zip(keys, key)}
         d = (g.mean_t - g.mean_c).to_numpy(float)
         with np.errstate(all='ignore'): se = np.sqrt((v/n).sum(1))
-        ok = (n >= 2).all(1) & (se > 0) & np.isfinite(d + se)
+        ok = (n >= 2).all(1) & (v >= 0).all(1) & (se > 0) & np.isfinite(d + se)
         if not ok.any(): lost.append(name | dict(reason=f'{len(g)} checkpoints, none with two units in each arm and a variance above 0')); continue
         last = g.loc[np.flatnonzero(ok)[-1]]; arm = lambda a: Moments(('metric',), int(last[f'count_{a}']), np.array([last[f'mean_{a}']], float), np.array([[last[f'variance_{a}']]], float))
         c = contrast(arm('c'), arm('t'), 'metric'); one, band = c.z(1 - alpha), c.anytime_z(n_opt, alpha)

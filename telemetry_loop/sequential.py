@@ -300,7 +300,7 @@ def judge_checkpoints(
     for key, g in table.assign(_fraction=table[time]/end).sort_values(time).groupby(list(keys)):
         n, m, v = (g[[f'{what}_c', f'{what}_t']].to_numpy(float) for what in ('count', 'mean', 'variance'))
         with np.errstate(all='ignore'): value, se = m[:, 1] - m[:, 0], np.sqrt((v/n).sum(1))
-        ok = (n >= 2).all(1) & (n >= np.fmax.accumulate(n)).all(1) & (se > 0) & np.isfinite(value + se)
+        ok = (n >= 2).all(1) & (v >= 0).all(1) & (n >= np.fmax.accumulate(n)).all(1) & (se > 0) & np.isfinite(value + se)
         row = dict(zip(keys, key)) | dict(looks=int(ok.sum()), unusable=int((~ok).sum()), end=g[time].iloc[-1])
         if ok.any():
             value, se, n, at, f = value[ok], se[ok], n[ok].sum(1), g[time].to_numpy(float)[ok], g['_fraction'].to_numpy()[ok]

@@ -82,6 +82,12 @@ def test_a_ratio_as_one_value_a_unit():
     assert line[control].mean() == pytest.approx(of(control), rel=1e-12) and line[~control].mean() == pytest.approx(of(~control), abs=2e-3)
     assert (as_mean(t, 'clicks', control) == t.clicks).all()
 
+def test_the_past_is_drawn_though_its_covariate_once_differed():
+    t = people(.02); early = t[t.user_id % 14 < 2]; early = early[(early.variant == 'plain') | (early.before > 4.5)]
+    found = moments(early, 'variant', ['joy', 'before'])
+    with pytest.raises(TelemetryError, match='covariate before differs'): analyse(found, 'plain', ['joy'], ['before'], shares={'plain': .5, 'honest': .5})
+    assert len(over_time({2: found, 14: moments(t, 'variant', ['joy', 'before'])}, 'plain', 'honest', 'joy', 'before')) == 2
+
 def test_the_band_over_time_is_wider_than_one_look_and_shrinks():
     t = people(.02); looks = {d: moments(t[t.user_id % 14 < d], 'variant', ['joy', 'before']) for d in (2, 7, 14)}
     path = over_time(looks, 'plain', 'honest', 'joy', 'before')
@@ -130,6 +136,16 @@ def test_plan_door(tmp_path, capsys):
     words = ('experiment', '--table', tmp_path/'ab.csv', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--plan', tmp_path/'p.yaml')
     assert 'inconclusive; the plan looks on days 7, 14; this is day 3' in door(capsys, *words, '--day', 3)[0]              # without the day an early look was judged as the last
     assert '--cap is given and the plan says its own' in door(capsys, *words, '--cap', 'joy=.99')[1]
+
+def test_a_table_says_which_plan_was_in_force(tmp_path, capsys):
+    from dataclasses import asdict; import yaml
+    from telemetry_loop.plan import plan_digest
+    (tmp_path/'p.yaml').write_text(yaml.safe_dump(asdict(PLAN))); words = ('experiment', '--table', tmp_path/'ab.csv', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--plan', tmp_path/'p.yaml', '--covariate', 'before')
+    t = people(.03).assign(digest=plan_digest(PLAN)); t.to_csv(tmp_path/'ab.csv', index=False)
+    assert 'does not say which plan was in force' in door(capsys, *words)[0] and 'honest: win' in door(capsys, *words, '--announced', 'digest')[0]
+    t.loc[:9, 'digest'] = plan_digest(replace(PLAN, mde=.01)); t.to_csv(tmp_path/'ab.csv', index=False)
+    assert 'honest: invalid; the verdict is void: 10 of 20,000 exposures were not under plan' in door(capsys, *words, '--announced', 'digest')[0]
+    with pytest.raises(TelemetryError, match="unit is 'clicks' and the plan randomises 'user_id'"): evaluate_table(t, 'clicks', 'variant', 'plain', [], plan=PLAN)
 
 def test_caps_and_alpha_by_the_door(tmp_path, capsys):
     t = people(); t.loc[5, 'joy'] = 1e6; t.to_csv(tmp_path/'ab.csv', index=False); words = ('experiment', '--table', tmp_path/'ab.csv', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--json', tmp_path/'o.json')
@@ -181,4 +197,6 @@ def test_summaries(tmp_path, capsys):
     assert evaluate_summary(t, shares={'control': .6, 'treatment': .4})['series'][0]['srm']['verdict'] == 'fail'
     said, _ = door(capsys, 'experiment', '--summary', tmp_path/'s.csv', '--json', tmp_path/'o.json')
     assert 'naive' in said and json.loads((tmp_path/'o.json').read_text())['series'][0]['time'] == 14
+    said, _ = door(capsys, 'experiment', '--summary', tmp_path/'s.csv', '--share', 'control=.6', '--share', 'treatment=.4'); assert 'fail' in said and 'corrected' in said
+    t.assign(variance_c=-1.).to_csv(tmp_path/'none.csv', index=False); said, _ = door(capsys, 'experiment', '--summary', tmp_path/'none.csv'); assert 'e 1 1: not judged; 14 checkpoints' in said
     assert evaluate_summary(t.assign(variance_c=0., variance_t=0.))['not_judged'][0]['reason'].startswith('14 checkpoints')
