@@ -302,6 +302,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'telemetry_loop.dwell.page_visits': ('dwell.html#page_visits', 'telemetry_loop/dwell.py'),
                                       'telemetry_loop.dwell.usage': ('dwell.html#usage', 'telemetry_loop/dwell.py')},
             'telemetry_loop.effects': { 'telemetry_loop.effects.Averages': ('effects.html#averages', 'telemetry_loop/effects.py'),
+                                        'telemetry_loop.effects.Averages._freedom': ( 'effects.html#averages._freedom',
+                                                                                      'telemetry_loop/effects.py'),
                                         'telemetry_loop.effects.Averages.of': ('effects.html#averages.of', 'telemetry_loop/effects.py'),
                                         'telemetry_loop.effects.Averages.p_value': ( 'effects.html#averages.p_value',
                                                                                      'telemetry_loop/effects.py'),

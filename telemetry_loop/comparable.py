@@ -106,7 +106,7 @@ def adjusted_effect(
         z = np.c_[np.ones(side.sum()), x[side]]; inverse = np.linalg.pinv(z.T @ z); beta = inverse @ z.T @ y[side]
         leverage = np.einsum('ij,jk,ik->i', z, inverse, z, optimize=True); part = (z @ inverse[0])*(y[side] - z @ beta)
         value, line = value + sign*beta[0], line + sign*beta[1:]; parts.append((part**2/np.maximum(1 - leverage, 1e-9)).sum())
-    size = np.array([arm.sum(), (~arm).sum()]); cells = cell_averages(y, arm*1, 2); plain = _student(cells.value @ [-1, 1], cells.cov.diagonal()[::-1], size - 1, len(y), level)
+    size = np.array([arm.sum(), (~arm).sum()]); plain = cell_averages(y, arm*1, 2).of([-1, 1], level)
     effect = _student(value, parts, size - 1 - x.shape[1], len(y), level, (x @ line).var()/len(y)) # the average person is an estimate too
     balance = {c: float((x[arm, i].mean() - x[~arm, i].mean())/np.sqrt((x[arm, i].var() + x[~arm, i].var())/2)) for i, c in enumerate(covariates)}
     worst = max(balance, key=lambda c: abs(balance[c])); apart = abs(balance[worst]) > .25

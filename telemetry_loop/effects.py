@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from .config import TelemetryError
-from .estimate import Estimate, Verdict, plot_estimates, wald
+from .estimate import Estimate, Verdict, plot_estimates
 from .contrast import adjusted
 
 # %% ../nbs/53_effects.ipynb #8955944c
@@ -22,15 +22,22 @@ class Averages:
     value: np.ndarray # (k,)
     cov: np.ndarray   # (k, k) of their errors
     n: int            # units behind them
+    df: np.ndarray|None = None # (k,) degrees of freedom of each, where they are independent; None: so many that it does not matter
+    def _freedom(self, w)->float: # Satterthwaite's of a weighted sum
+        part = w**2*self.cov.diagonal()
+        return np.inf if self.df is None or not part.any() else float(part.sum()**2/(part**2/self.df).sum())
     def of(self, weights, level:float=.95)->Estimate: # weights: (k,)
         "The weighted sum, with its interval."
         if not 0 < level < 1: raise TelemetryError(f'level is {level}; it is a probability, above 0 and below 1; choose e.g. .95')
-        w = np.ravel(weights)
-        return wald(float(w @ self.value), float(np.sqrt(max(w @ self.cov @ w, 0.))), self.n, level)
+        from scipy.stats import t
+        w = np.ravel(weights); value, half = float(w @ self.value), float(t.ppf((1 + level)/2, self._freedom(w))*np.sqrt(max(w @ self.cov @ w, 0.)))
+        return Estimate(value, value - half, value + half, self.n)
     def p_value(self, *weights)->float: # each (k,)
-        "Wald test that all these weighted sums are zero."
-        from scipy.stats import chi2
-        w = np.array([np.ravel(x) for x in weights]); found, cov = w @ self.value, w @ self.cov @ w.T
+        "Test that all these weighted sums are zero: Student's for one, Wald's for several."
+        from scipy.stats import chi2, t
+        w = np.array([np.ravel(x) for x in weights])
+        if len(w) == 1: se = np.sqrt(max(w[0] @ self.cov @ w[0], 0.)); return float(2*t.sf(abs(w[0] @ self.value)/se, self._freedom(w[0]))) if se else 1.
+        found, cov = w @ self.value, w @ self.cov @ w.T
         return float(chi2.sf(found @ np.linalg.pinv(cov, hermitian=True) @ found, max(1, np.linalg.matrix_rank(cov, hermitian=True))))
     def ratio(self, top, bottom, level:float=.95)->Estimate: # weights of both: (k,) each
         "Quotient of two weighted sums, interval of Fieller (1954); no bounds where the lower sum may be zero."
@@ -48,7 +55,7 @@ def cell_averages(
 )->Averages:         # of each cell
     "Average of each cell with its own variance: the saturated regression with HC2 errors (MacKinnon & White 1985)."
     n = np.bincount(cell, minlength=k); mean = np.bincount(cell, y, k)/n
-    return Averages(mean, np.diag(np.bincount(cell, (y - mean[cell])**2, k)/(n - 1)/n), len(y))
+    return Averages(mean, np.diag(np.bincount(cell, (y - mean[cell])**2, k)/(n - 1)/n), len(y), n - 1)
 
 # %% ../nbs/53_effects.ipynb #ba813001
 def _columns(table, *names):

@@ -50,12 +50,14 @@ def test_fieller_bounds_are_where_the_difference_is_just_significant(top, bottom
 # ---- segments
 def test_segments_are_differences_of_means_and_their_interaction_is_statsmodels():
     import statsmodels.formula.api as smf
+    from scipy.stats import ttest_ind
     t = people(gain=lambda t: .3*(t.usage == 'heavy')); found = segment_effects(t, 'clicks', 'variant', ['usage'], unit='user')
     fit = smf.ols('clicks ~ C(usage)*C(variant)', t).fit(cov_type='HC2'); names = [p for p in fit.params.index if ':' in p]
     assert np.isclose(found.tests['usage']['p_value'], fit.wald_test(', '.join(f'{n} = 0' for n in names), use_f=False, scalar=True).pvalue)
     for name, e in found.effects.items():
         part = t[t.usage == name.split('=')[1]]; a, b = (part.clicks[part.variant == v] for v in ('control', 'new'))
-        assert np.isclose(e.value, b.mean() - a.mean()) and np.isclose(around(e), np.sqrt(a.var()/len(a) + b.var()/len(b))) and e.n == len(part)
+        welch = ttest_ind(b, a, equal_var=False); bounds = welch.confidence_interval()
+        assert np.isclose(e.value, b.mean() - a.mean()) and np.allclose([e.ci_lower, e.ci_upper], [bounds.low, bounds.high]) and e.n == len(part) and np.isclose(found.table.set_index('segment').p_value[name.split('=')[1]], welch.pvalue)
     assert found.table[['control', 'treatment']].to_numpy().sum() == len(t)
 
 def test_adjustment_is_benjamini_hochberg():
@@ -94,12 +96,20 @@ def test_factorial_is_effect_coding_in_statsmodels():
     t = people(gain=lambda t: .1); t['s'], t['r'] = (t.screen == 'new') - .5, (t.ranking == 'B') - .5; found = factorial(t, 'clicks', LEVELS, unit='user')
     fit = smf.ols('clicks ~ s*r', t).fit(cov_type='HC2')
     for name, term in {'screen': 's', 'ranking': 'r', 'screen x ranking': 's:r'}.items():
-        assert np.isclose(found.effects[name].value, fit.params[term]) and np.isclose(around(found.effects[name]), fit.bse[term]) and np.isclose(found.p_values[name], fit.pvalues[term])
+        assert np.isclose(found.effects[name].value, fit.params[term]) and np.isclose(around(found.effects[name]), fit.bse[term], rtol=.003) and np.isclose(found.p_values[name], fit.pvalues[term], rtol=.02)
 
 def test_main_effects_average_over_the_other_factor_not_over_its_people():
     y = {('old', 'A'): 0., ('new', 'A'): 1., ('old', 'B'): 2., ('new', 'B'): 7.}; n = {('old', 'A'): 400, ('new', 'A'): 400, ('old', 'B'): 4, ('new', 'B'): 4}
     t = pd.DataFrame([dict(screen=s, ranking=r, clicks=v + (i % 2)) for (s, r), v in y.items() for i in range(n[s, r])]); e = factorial(t, 'clicks', LEVELS).effects
     assert np.allclose([e[k].value for k in ('screen', 'ranking', 'screen x ranking')], [3, 4, 4])      # (1 + 5)/2, (2 + 6)/2, 5 - 1
+
+def test_cells_of_four_keep_their_level():
+    "By the normal curve the interaction's interval held 92 % of the time."
+    rng, hit = np.random.default_rng(SEED), []
+    for _ in range(1000):
+        f = factorial(pd.DataFrame(dict(a=np.tile([0, 0, 1, 1], 4), b=np.tile([0, 1], 8), y=rng.normal(size=16))), 'y', dict(a=(0, 1), b=(0, 1)))
+        hit.append([inside(e, 0.) for e in f.effects.values()]); assert hit[-1] == [p > .05 for p in f.p_values.values()]
+    assert (np.mean(hit, 0) > .938).all() and (np.mean(hit, 0) < .975).all()
 
 def test_three_factors():
     rng = np.random.default_rng(SEED); n = 8000; t = pd.DataFrame(rng.integers(2, size=(n, 3)), columns=list('abc')); t['y'] = rng.normal(size=n) + .5*t.a - .3*t.b + .4*t.a*t.c + t.a*t.b*t.c
@@ -123,7 +133,7 @@ def test_the_largest_interaction_holds_together_with_the_others():
     t = layered(); e = layer_checks(t, 'm', ['a', 'c']).largest[0]; cell = t.groupby(['a', 'c']).m.agg(['mean', 'var', 'size'])
     gaps = {v: sum(sign*cell['mean'][a, c] for a, c, sign in (('x', v, 1), ('x', 'control', -1), ('control', v, -1), ('control', 'control', 1))) for v in ('x', 'y')}; most = max(gaps, key=lambda v: abs(gaps[v]))
     se = np.sqrt(sum(cell['var'][a, c]/cell['size'][a, c] for a in ('x', 'control') for c in (most, 'control')))
-    assert np.isclose(e.value, gaps[most]) and np.isclose(e.ci_upper - e.value, norm.ppf(1 - .05/4)*se)          # two contrasts
+    assert np.isclose(e.value, gaps[most]) and np.isclose(e.ci_upper - e.value, norm.ppf(1 - .05/4)*se, rtol=.003)          # two contrasts
 
 def test_holm_and_dependence():
     from statsmodels.stats.multitest import multipletests
