@@ -114,9 +114,9 @@ def analyse(
             row = dict(role=role[m], control=c.mean('control', 1 - alpha).as_dict(), treatment=c.mean('treatment', 1 - alpha).as_dict(), difference=c.difference(c.z(1 - alpha)).as_dict(), lift=c.lift(c.z(1 - alpha)).as_dict(),
                 anytime=c.difference(band).as_dict(), anytime_lift=c.lift(band).as_dict(), p_value=c.p_value, always_valid_p=always, q_value=None, corrected=None, signal_to_noise=c.value/c.se if c.se else None,
                 variance_explained=float(c.value**2/(c.value**2 + c.se**2*(sum(c.n) - 2))) if c.se else None, variance_removed=c.removed, z=c.value/c.se if c.se else 0.)
-            if c.control > 0 and c.se > 0: # four units, half treated, have a standard error of one standard deviation; primaries share alpha
-                part = alpha/asked if role[m] == 'primary' else alpha
-                row |= dict(mde=mde_of(4, c.se, part, power, looks=looks, kind=kind)/c.control) | (dict(power=power_of(4, c.se, plan.mde*c.control, part, looks=looks, kind=kind)) if plan else {})
+            if c.control > 0 and c.se > 0 and (not anytime or math.isfinite(band)): # four units, half treated, have a standard error of one standard deviation; primaries share alpha
+                part, error = alpha/asked if role[m] == 'primary' else alpha, c.se*(band/c.anytime_z(sum(c.n), alpha) if anytime else 1.) # a band that is shortest for another number of units is wider here
+                row |= dict(mde=mde_of(4, error, part, power, looks=looks, kind=kind)/c.control) | (dict(power=power_of(4, error, plan.mde*c.control, part, looks=looks, kind=kind)) if plan else {})
             if role[m] == 'guardrail': row |= dict(margin=plan.guardrails[m], direction=plan.directions[m], kept=vars(non_inferior(c.lift(rule), 1., plan.guardrails[m], plan.directions[m])))
             else: questions[role[m]].append((row, always if anytime else c.p_value))
             out[t][m] = row

@@ -61,6 +61,17 @@ def test_several_primaries_share_what_they_could_show():
     two = replace(PLAN, primary=['joy', 'clicks'], directions=PLAN.directions | {'clicks': 'up'}, secondary=[]); one, both = (judged(people(n=1000), p).metrics['honest']['joy'] for p in (PLAN, two))
     assert both['mde'] > 1.05*one['mde'] and both['power'] < one['power']
 
+def test_a_band_made_for_more_people_finds_less():
+    "Found with 80 %, says the plan: shown by experiments, looked at every day, with that very effect."
+    plan = replace(PLAN, stopping='anytime', looks=[], units=20_000, guardrails={}, directions={'joy': 'up'}, secondary=[]); rng, days = np.random.default_rng(SEED), range(1, 15)
+    of = lambda x: Moments(('joy',), len(x), x.mean(keepdims=True), np.array([[x.var(ddof=1)]]))
+    arms = lambda joy, arm, k: {'honest': of(joy[:k][arm[:k]]), 'plain': of(joy[:k][~arm[:k]])}
+    draw = lambda mde: (lambda arm: (rng.normal(5, 1, 1400) + 5*mde*arm, arm))(rng.random(1400) < .5)
+    mde = analyse(arms(*draw(0.), 1400), 'plain', plan=plan).metrics['honest']['joy']['mde']; assert mde > 1.1*analyse(arms(*draw(0.), 1400), 'plain', plan=replace(plan, units=1400)).metrics['honest']['joy']['mde']
+    found = [any(analyse(arms(joy, arm, 100*d), 'plain', plan=plan, day=d).metrics['honest']['joy']['significant'] for d in days) for joy, arm in (draw(mde) for _ in range(150))]
+    assert .72 < np.mean(found) < .92
+    assert analyse(arms(*draw(0.), 90), 'plain', plan=plan).verdicts['honest']['kind'] == 'inconclusive'
+
 def test_uneven_shares_that_nobody_declared():
     t = people(); found = analyse(moments(t[(t.variant == 'plain') | (t.user_id % 3 == 0)], 'variant', ['joy']), 'plain', ['joy'])
     assert found.verdicts['honest']['kind'] == 'invalid' and '--share VARIANT=SHARE' in found.verdicts['honest']['reason']
