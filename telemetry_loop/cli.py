@@ -156,10 +156,10 @@ def ope(
 def plan(path:Annotated[Path, typer.Argument(metavar='FILE', help='A pre-registration (YAML).')]):
     module = _module('plan'); print(module.read_plan(path)._repr_markdown_().replace('**', '').replace('### ', ''))
 
-def _shares(given): # of `VARIANT=SHARE`
-    pairs = [p.partition('=') for p in given or []]
+def _pairs(option:str, given): # of `NAME=NUMBER` -> {name: number}, None where nothing is given
+    pairs = [p.rpartition('=') for p in given or []]
     try: return {k: float(v) for k, _, v in pairs} or None
-    except ValueError: raise TelemetryError(f'--share {" ".join(given)} is not VARIANT=NUMBER; write for example --share control=.5 --share treatment=.5') from None
+    except ValueError: raise TelemetryError(f'--{option} {" ".join(given)} is not {"VARIANT" if option == "share" else "METRIC"}=NUMBER; write for example --{option} {"control=.5 --share treatment=.5" if option == "share" else "spend=.99"}') from None
 
 @_verb('experiment', 'experiment')
 def experiment(
@@ -175,23 +175,33 @@ def experiment(
     exposed:Annotated[Optional[str], typer.Option(help='Column: time of the first exposure.', show_default=False)]=None,
     outcome:Annotated[Optional[str], typer.Option(help='Column: time of the outcome; one before exposure is refused.', show_default=False)]=None,
     covariate_end:Annotated[Optional[str], typer.Option(help='Column: end of the covariates\' window; one after exposure is refused.', show_default=False)]=None,
+    cap:Annotated[Optional[list[str]], typer.Option(metavar='METRIC=CAP', help='Outliers: larger values are set to it; below 1 a quantile over all variants. A plan says its own.', show_default=False)]=None,
+    alpha:Annotated[Optional[float], typer.Option(help='False alarms allowed, two-sided; .05 where left out. A plan says its own.', show_default=False)]=None,
     plan:Annotated[Optional[Path], typer.Option(help='Pre-registration (YAML) that judges.', show_default=False)]=None,
+    announced:Annotated[Optional[str], typer.Option(help='With --plan: column of the digest logged at exposure; another one voids the verdict.', show_default=False)]=None,
+    day:Annotated[Optional[int], typer.Option(help='With --plan: days since the first exposure; its last day where left out.', show_default=False)]=None,
     json:Json=None):
-    needed, extra = dict(unit=unit, variant=variant, control=control, metric=metric), dict(covariate=covariate, per=per, exposed=exposed, outcome=outcome, covariate_end=covariate_end, plan=plan)
-    if table_ is None and summary is None: _only_with('--table', **needed, **extra, share=share, json=json); _run('experiment'); return
+    needed, extra = dict(unit=unit, variant=variant, control=control, metric=metric), dict(covariate=covariate, per=per, exposed=exposed, outcome=outcome, covariate_end=covariate_end, cap=cap, plan=plan, announced=announced, day=day)
+    if table_ is None and summary is None: _only_with('--table', **needed, **extra, share=share, alpha=alpha, json=json); _run('experiment'); return
     if table_ is not None and summary is not None: raise TelemetryError('--table and --summary are both given; units or checkpoints, one at a time; leave one out')
     if summary is not None:
-        _only_with('--table', **needed, **extra); found = plain(_module('experiment').evaluate_summary(summary, shares=_shares(share)))
-        print(table([['series', 'time', 'lift', 'lift at all times', 'p']] + [[' '.join(str(v) for k, v in s.items() if k.endswith('_id') or k == 'series'), shown(s['time']), shown(s['lift']), shown(s['anytime_lift']), f'{s["p_value"]:.3g}'] for s in found['series']]) + '\n')
-        print(table([['peeking', 'significant', 'early', 'disagree']] + [[k, *(f'{found["peeking"][k][c]:.1%}' for c in ('significant', 'early', 'disagree'))] for k in ('naive', 'anytime', 'group-sequential')]))
+        _only_with('--table', **needed, **extra); found = plain(_module('experiment').evaluate_summary(summary, shares=_pairs('share', share), alpha=.05 if alpha is None else alpha))
+        name = lambda s: ' '.join(str(v) for k, v in s.items() if k.endswith('_id') or k == 'series')
+        if found['series']: print(table([['series', 'time', 'lift', 'lift at all times', 'p', 'corrected', 'shares']] + [[name(s), shown(s['time']), shown(s['lift']), shown(s['anytime_lift']), f'{s["p_value"]:.3g}', f'{s["q_value"]:.3g}', s['srm']['verdict'].split(':')[0]] for s in found['series']]) + '\n')
+        if found['not_judged']: print('\n'.join(f'{name(s)}: not judged; {s["reason"]}' for s in found['not_judged']) + '\n'*bool(found['series']))
+        if found['series']: print(table([['peeking', 'significant', 'early', 'disagree']] + [[k, *(f'{found["peeking"][k][c]:.1%}' for c in ('significant', 'early', 'disagree'))] for k in ('naive', 'anytime', 'group-sequential')]))
     else:
         missing = [k for k, v in needed.items() if v is None and not (k == 'metric' and plan)]
         if missing: raise TelemetryError(f'--{missing[0]} is missing; --table needs --{", --".join(needed)}; name that column')
-        found = plain(_module('experiment').evaluate_table(table_, unit, variant, control, metric or [], covariate or [], plan=None if plan is None else _module('plan').read_plan(plan), shares=_shares(share), per=per, exposed=exposed, outcome=outcome, covariate_end=covariate_end))
+        if plan is None and announced: raise TelemetryError(f'--announced is {announced} and there is no plan; a digest is compared with that of a plan; add --plan or leave it out')
+        if plan is None and day is not None: raise TelemetryError(f'--day is {day} and there is no plan; without looks that were announced no day is early; add --plan or leave it out')
+        if plan is not None and (alpha is not None or cap): raise TelemetryError(f'--{"cap" if cap else "alpha"} is given and the plan says its own; what was announced is not changed afterwards; leave it out')
+        found = plain(_module('experiment').evaluate_table(table_, unit, variant, control, metric or [], covariate or [], plan=None if plan is None else _module('plan').read_plan(plan), announced=announced, day=day, shares=_pairs('share', share), caps=_pairs('cap', cap), alpha=.05 if alpha is None else alpha, per=per, exposed=exposed, outcome=outcome, covariate_end=covariate_end))
         rows = [(f'{m} ({t})', v) for m, by in found['metrics'].items() for t, v in (by.items() if len(found['treatments']) > 1 else [(found['treatments'][0], by)])]
-        print(table([['metric', 'control', 'difference', 'lift', 'lift at all times', 'p']] + [[m, shown(v['control']), shown(v['difference']), shown(v['lift']), shown(v['anytime_lift']), f'{v["p_value"]:.3g}'] for m, v in rows]) + '\n')
+        print(table([['metric', 'control', 'difference', 'lift', 'lift at all times', 'p', 'corrected']] + [[m, shown(v['control']), shown(v['difference']), shown(v['lift']), shown(v['anytime_lift']), f'{v["p_value"]:.3g}', '' if v['q_value'] is None else f'{v["q_value"]:.3g}'] for m, v in rows]) + '\n')
         print(f'shares: {found["srm"]["verdict"]} (p {found["srm"]["p_value"]:.3g}; {shown(found["srm"]["counts"])})')
         verdicts = {found['treatments'][0]: found['verdict']} if len(found['treatments']) == 1 else found['verdict']
+        if plan is not None: print(f'plan {found["plan"]}: {found["announced"]["reason"]}')
         print('\n'.join(f'{t}: {v["kind"]}; {v["reason"]}' for t, v in verdicts.items()))
     if json: write_json(json, found)
 

@@ -21,7 +21,7 @@ from .sessions import SessionsConfig
 from .features import contexts_of, read_features
 from .train import Recommender
 from .policy import Policy, PolicyConfig, bootstrap_policy, model_policy
-from .assignment import AssignmentConfig, Experiment, assign, check_slots, in_holdout
+from .assignment import AssignmentConfig, Experiment, assign_all, in_holdout
 from .plan import PLANS, plan_digest
 from .release import promote
 from .erasure import keep_out
@@ -41,12 +41,11 @@ def trials(
     plans:Path=PLANS,         # folder
 )->list:                      # of `Trial`: experiments that have a plan
     "The experiments as the simulated product runs them."
-    found = []; check_slots([Experiment(name, a.layer, a.variants, a.share, a.start) for name, a in cfg.experiments.items()])
+    found, met = [], assign_all([Experiment(name, a.layer, a.variants, a.share, a.start) for name, a in cfg.experiments.items()], users, cfg.salt, cfg.holdout)
     for name, arm in cfg.experiments.items():
         if not (plan := plans/f'{name}.yaml').is_file(): continue
-        experiment = Experiment(name, arm.layer, arm.variants, arm.share, arm.start)
         policies = {v: bootstrap_policy(replace(policy, **change), v) for v, change in arm.policy.items()}
-        found.append(Trial(name, plan_digest(plan), assign(experiment, users, cfg.salt, cfg.holdout), policies, arm.pull))
+        found.append(Trial(name, plan_digest(plan), met[name].to_numpy(object), policies, arm.pull))
     if (plan := plans/'holdout.yaml').is_file(): # who is kept out of everything, to see what all of it did in the long run
         found.append(Trial('holdout', plan_digest(plan), np.where(in_holdout(users, cfg.salt, cfg.holdout), 'held', 'open'), {}, {}))
     return found

@@ -44,6 +44,7 @@ class Plan:
     days: int                   # from the first exposure to the last look
     looks: list[int]            # days after which is looked, ascending to `days`; anytime: may be empty, every day
     stopping: str               # fixed | group-sequential | anytime
+    units: int = 0              # all variants, whose outcome will be known at the end: the whole information of group-sequential limits, and where the anytime band is shortest; 0: not declared
 
     def __post_init__(self):
         def refuse(key, rule): raise TelemetryError(f'plan {self.experiment!r} has {key} {getattr(self, key)!r}; {rule}; correct the plan before the first exposure')
@@ -69,6 +70,7 @@ class Plan:
         if not 0 < self.mde < math.inf: refuse('mde', 'it is a relative effect above 0')
         if self.covariate_days < 0: refuse('covariate_days', 'it is 0 or more')
         if self.days < 1: refuse('days', 'it is at least 1')
+        if self.units and self.units < 2: refuse('units', 'it is a number of units, at least 2, or left out')
         if self.stopping not in STOPPING: refuse('stopping', f'it is one of {", ".join(STOPPING)}')
         if any(b <= a for a, b in zip([0, *self.looks], self.looks)) or any(d > self.days for d in self.looks): refuse('looks', f'they are days after the first exposure, ascending within 1..{self.days}')
         if self.stopping == 'fixed' and self.looks != [self.days]: refuse('looks', f'a fixed test is looked at once, on day {self.days}; to look more often choose group-sequential or anytime')
@@ -84,7 +86,7 @@ class Plan:
         harm = lambda m, margin: f'**{m}** must not {"fall" if self.directions[m] == "up" else "rise"} by {margin:.1%} or more'
         lines = [f'### {self.experiment}', self.hypothesis, f'- Each {self.unit} meets ' + ', '.join(f'*{v}* ({s:.0%})' for v, s in self.variants().items()) + f'; *{self.control}* is what we compare with.',
             f'- It helps if {" or ".join(map(good, self.primary))}; a relative effect of {self.mde:.1%} would be found with {self.power:.0%}, a false alarm raised with {self.alpha:.0%}.']
-        lines += ['- ' + '; '.join(harm(m, x) for m, x in self.guardrails.items()) + '.']*bool(self.guardrails) + [f'- {stop}.']
+        lines += ['- ' + '; '.join(harm(m, x) for m, x in self.guardrails.items()) + '.']*bool(self.guardrails) + [f'- {stop}{f"; {self.units:,} units are planned" if self.units else ""}.']
         lines += [f'- Values above the cap are set to it: {", ".join(f"{m} at " + (f"quantile {c:g}" if c < 1 else f"{c:g}") for m, c in self.outliers.items())}.']*bool(self.outliers)
         lines += [f'- CUPED uses the {self.covariate_days} days before exposure.']*bool(self.covariate_days) + [f'- Effects are compared between {", ".join(self.segments)}.']*bool(self.segments)
         return '\n'.join(lines) + f'\n\nDigest `{plan_digest(self)}`.'
@@ -103,13 +105,14 @@ def read_plan(path)->Plan: # a YAML file with the keys of `Plan`
     try: values = yaml.load(path.read_text(encoding='utf-8'), _Once)
     except (yaml.YAMLError, ValueError) as e: raise TelemetryError(f'{path} is not valid YAML ({str(e).splitlines()[0]}); correct that line') from None
     if not isinstance(values, dict): raise TelemetryError(f'{path} holds no keys; a plan maps {", ".join(Plan.__dataclass_fields__)} to values; write it')
-    try: return from_dict(Plan, values, path.name)
+    try: return from_dict(Plan, dict(units=0) | values, path.name)
     except TelemetryError as e: raise TelemetryError(str(e).replace('params section', 'plan').replace('correct it in params.yaml', 'correct it there')) from None
 
 def plan_digest(plan)->str: # a Plan or the path of one -> 12 hex digits
     "The plan's name by content: comments and the order of keys do not count, every value does."
     plan = from_dict(Plan, asdict(plan), plan.experiment) if isinstance(plan, Plan) else read_plan(plan) # from_dict: 1 and 1.0 are one value
-    return hashlib.sha256(json.dumps(asdict(plan), sort_keys=True, separators=(',', ':'), ensure_ascii=False).encode()).hexdigest()[:12]
+    said = {k: v for k, v in asdict(plan).items() if k != 'units' or v} # a size that was not declared is no value
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(',', ':'), ensure_ascii=False).encode()).hexdigest()[:12]
 
 # %% ../nbs/51_plan.ipynb #cf9c2b17
 def check_exposed(

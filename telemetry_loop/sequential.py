@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAKES', 'PSI', 'BURN_IN', 'SPENDING', 'CLASSIC', 'METHODS', 'lower_sequence', 'ConfidenceSequence', 'value_sequence',
-           'gain_sequence', 'crossing', 'mixture', 'always_valid_p', 'spending', 'boundaries', 'srm_sequence',
-           'judge_checkpoints', 'plot_peeks']
+           'gain_sequence', 'crossing', 'mixture', 'always_valid_p', 'spending', 'boundaries', 'limits_so_far',
+           'srm_sequence', 'judge_checkpoints', 'plot_peeks']
 
 # %% ../nbs/45_sequential.ipynb #eb123803
 from dataclasses import dataclass
@@ -225,6 +225,7 @@ def boundaries(
     fraction,                    # (looks,) part of the planned information at each look, ascending
     alpha:float=.05,             # two-sided, over all looks
     kind:str='obrien-fleming',   # or `pocock`, `obrien-fleming-classic`, `pocock-classic`
+    spent=None,                  # (looks,) part of the plan by which alpha is spent, where it is another than that of the information
 )->np.ndarray:                   # (looks,) reject where |z| is above; inf: no alpha to spend there
     "Group-sequential limits by recursive integration."
     f = _fractions(fraction)
@@ -232,10 +233,36 @@ def boundaries(
         shape = CLASSIC[kind](f)
         return shape*brentq(lambda c: crossing(f, c*shape)[-1] - alpha, -ndtri(_alpha(alpha)/2)*.99, 10 - ndtri(alpha/2), xtol=1e-7)
     walk, out = _Walk(), []
-    for spend, t, step in zip(np.diff(spending(f, alpha, kind), prepend=0), f, np.diff(f, append=f[-1] + 1)):
+    for spend, t, step in zip(np.diff(spending(f if spent is None else spent, alpha, kind), prepend=0), f, np.diff(f, append=f[-1] + 1)):
         out.append(brentq(lambda z: np.log(max(walk.leave(z, t), 1e-320)) - np.log(spend), 0, 60, xtol=1e-9) if spend > 1e-290 else np.inf)
         walk.go(out[-1], t, step, 10 if np.isinf(out[-1]) else 40)   # first limits lie far out
     return np.array(out)
+
+# %% ../nbs/45_sequential.ipynb #004a0315
+def limits_so_far(
+    units,                       # (looks,) units, all variants, whose outcome was known at each look so far
+    planned:float,               # units declared before the first exposure
+    ended:bool,                  # the last of these looks is the last of the plan
+    alpha:float=.05,             # two-sided, over all looks
+    kind:str='obrien-fleming',   # or `pocock`
+)->np.ndarray:                   # (looks,) reject where |z| is above; nan: no test was due, for the size was reached before, or next to nobody came since
+    "Lan-DeMets limits by the information that came, whether it was less or more than planned."
+    u = np.atleast_1d(np.asarray(units, float))
+    if u.ndim != 1 or not u.size or not (np.diff(u, prepend=0) >= 0).all() or not u[0] > 0: raise TelemetryError(f'units is {np.array2string(u, threshold=6)}; it is the number of units known at each look, above 0 and never less than before; count anew')
+    if not planned > 0: raise TelemetryError(f'planned is {planned}; it is the number of units declared beforehand, above 0; declare it in the plan')
+    out, tested, before = np.full(len(u), np.nan), [], 0.
+    for i, x in enumerate(u):
+        last = ended and i == len(u) - 1
+        if x - before < 1e-3*planned and x < planned and not last: continue
+        tested.append(i); before = x
+        if x >= planned: break
+    walk = np.maximum.accumulate(u[tested]); f = walk/max(walk[-1], planned)
+    if len(f) > 1 and f[-1] - f[-2] < 1e-4: f[-1] = min(f[-2] + 1e-4, 1.); f[-2] = min(f[-2], f[-1] - 1e-4) # the end brought nobody: the same people, with the rest of alpha
+    spent = np.minimum(walk/planned, 1.)
+    if ended and tested[-1] == len(u) - 1: spent[-1] = 1.
+    out[tested] = boundaries(f, alpha, kind, spent)
+    return out
+
 
 # %% ../nbs/45_sequential.ipynb #55cfdbc7
 def srm_sequence(
@@ -273,7 +300,7 @@ def judge_checkpoints(
     for key, g in table.assign(_fraction=table[time]/end).sort_values(time).groupby(list(keys)):
         n, m, v = (g[[f'{what}_c', f'{what}_t']].to_numpy(float) for what in ('count', 'mean', 'variance'))
         with np.errstate(all='ignore'): value, se = m[:, 1] - m[:, 0], np.sqrt((v/n).sum(1))
-        ok = (n >= 2).all(1) & (n >= np.fmax.accumulate(n)).all(1) & (se > 0) & np.isfinite(value + se)
+        ok = (n >= 2).all(1) & (v >= 0).all(1) & (n >= np.fmax.accumulate(n)).all(1) & (se > 0) & np.isfinite(value + se)
         row = dict(zip(keys, key)) | dict(looks=int(ok.sum()), unusable=int((~ok).sum()), end=g[time].iloc[-1])
         if ok.any():
             value, se, n, at, f = value[ok], se[ok], n[ok].sum(1), g[time].to_numpy(float)[ok], g['_fraction'].to_numpy()[ok]

@@ -83,12 +83,38 @@ def test_corrected_p_values_are_statsmodels():
     for how in ('holm', 'fdr_bh'): assert adjusted(p, how) == pytest.approx(multipletests(p, method=how)[1].tolist(), rel=1e-12)
     assert adjusted([], 'holm') == [] and adjusted([.03]) == [.03]
 
+@pytest.mark.parametrize('n, k', [(5, 3), (10, 5), (30, 3)])
+def test_few_people_and_many_covariates_keep_their_level(n, k):
+    "The line is fitted to the very units it explains; without its price the interval for 5 + 5 units and 3 covariates held 80 % of the time."
+    rng, cols, hit = np.random.default_rng(SEED), ('y', *[f'x{i}' for i in range(k)]), 0
+    for _ in range(1500):
+        rows = rng.normal(size=(2*n, 1 + k)); rows[:, 0] += .3*rows[:, 1:].sum(1)
+        try: e = difference(*(Moments(cols, n, part.mean(0), np.cov(part.T)) for part in (rows[:n], rows[n:])), 'y', cols[1:])
+        except TelemetryError as refusal: assert 'differs between the variants' in str(refusal); hit += .95; continue
+        hit += e.ci_lower <= 0 <= e.ci_upper
+    assert .93 < hit/1500 < .97
+
+def test_adjusted_for_few_is_regression_and_its_interval_students():
+    import statsmodels.formula.api as smf
+    t = people(24, seed=3); t['variant'] = np.repeat(['old', 'new'], 12); found = moments(t, 'variant', ['spend', 'before'])
+    c, fit = contrast(found['old'], found['new'], 'spend', 'before'), smf.ols('spend ~ variant + before', t.assign(variant=(t.variant == 'new')*1.)).fit()
+    assert c.value == pytest.approx(fit.params['variant'], rel=1e-9) and c.se == pytest.approx(fit.bse['variant'], rel=1e-9) and c.df < 21   # as many in both: the classical error
+    one = contrast(found['old'], found['new'], 'spend').mean('control'); half = (one.ci_upper - one.ci_lower)/2
+    from scipy.stats import t as student
+    assert half == pytest.approx(student.ppf(.975, 11)*t.spend[t.variant == 'old'].sem(), rel=1e-9)
+
 # --- may it be read
 
 def test_shares():
     assert srm({'a': 5000, 'b': 5200})['verdict'] == 'pass' and srm({'a': 50_000, 'b': 52_000})['verdict'] == 'fail' and srm({'a': 900, 'b': 100}, {'a': .9, 'b': .1})['p_value'] == pytest.approx(1)
     for counts, shares, said in (({'a': 5}, None, 'one variant'), ({'a': 5, 'b': 0}, None, "'b' has 0 units"), ({'a': 5, 'c': 5}, {'a': .5, 'b': .5}, "'c' has no declared share"), ({'a': 5, 'b': 5}, {'a': 1, 'b': 0}, 'not above 0')):
         with pytest.raises(TelemetryError, match=said): srm(counts, shares)
+
+def test_shares_of_a_small_holdout_are_asked_exactly():
+    from scipy.stats import binomtest
+    assert srm({'held': 5, 'open': 15}, {'held': .05, 'open': .95})['p_value'] == pytest.approx(2*binomtest(5, 20, .05, 'greater').pvalue) and srm({'held': 1, 'open': 19}, {'held': .05, 'open': .95})['p_value'] == 1
+    rng = np.random.default_rng(SEED); n = rng.binomial(40, .05, 20_000); n = n[n > 0]
+    assert np.mean([srm({'held': k, 'open': 40 - k}, {'held': .05, 'open': .95})['verdict'] == 'fail' for k in n]) < .002    # chi-squared: .8 %
 
 @pytest.mark.parametrize('bounds, direction, answer', [((-.004, .03), 'up', 'pass'), ((-.03, .01), 'up', 'inconclusive'), ((-.03, -.011), 'up', 'fail'), ((-.03, .004), 'down', 'pass'), ((.011, .03), 'down', 'fail')])
 def test_a_guardrail_is_kept_when_a_loss_is_refuted(bounds, direction, answer): assert non_inferior(Estimate(sum(bounds)/2, *bounds, 100), 1., .01, direction).answer == answer
@@ -97,8 +123,10 @@ def test_a_guardrail_is_kept_when_a_loss_is_refuted(bounds, direction, answer): 
 
 both = pd.concat([TABLE, TABLE.head(3).assign(variant=np.where(TABLE.variant.head(3) == 'new', 'old', 'new'))])
 BAD = {'a metric that is not there': (dict(metrics=['spent']), "no column 'spent'; its columns are user_id"), 'no metric': (dict(metrics=[]), 'metrics is empty'),
-       'words': (dict(table=TABLE.assign(spend='much')), 'spend is VARCHAR'), 'gaps': (dict(table=TABLE.assign(spend=TABLE.spend.where(TABLE.index > 4))), 'spend has 5 empty values'), 'endless': (dict(table=TABLE.assign(spend=np.inf)), 'no finite numbers'),
-       'two variants for a unit': (dict(table=both), '3 units of user_id are in two variants'), 'a unit twice': (dict(table=pd.concat([TABLE, TABLE.head(3)])), '3 units of user_id have several rows'), 'nobody': (dict(table=TABLE.head(0)), '0 rows'),
+       'words': (dict(table=TABLE.assign(spend='much')), "spend is VARCHAR ('much' and such in 4000 rows)"), 'a variant that is no name': (dict(table=TABLE.assign(variant=TABLE.variant.where(TABLE.index > 1, ''))), 'variant is empty in 2 rows'),
+       'a row of a unit without a variant': (dict(table=pd.concat([TABLE, TABLE.head(3).assign(variant=None)]), per='sum'), 'variant is empty in 3 rows'), 'nobody known to be exposed': (dict(table=TABLE.assign(met=pd.Timestamp('2025-01-02')).assign(met=lambda t: t.met.where(t.index > 8), came=pd.Timestamp('2025-01-03')), exposed='met', outcome='came'), 'met is empty in 9 rows'),
+       'times that are words': (dict(table=TABLE.assign(met='10.1.2025', came='9.2.2025'), exposed='met', outcome='came'), 'met is VARCHAR; a time is a date'), 'times of two kinds': (dict(table=TABLE.assign(met=5, came=pd.Timestamp('2025-01-03')), exposed='met', outcome='came'), 'times are compared where they are of one kind'), 'gaps': (dict(table=TABLE.assign(spend=TABLE.spend.where(TABLE.index > 4))), 'spend has 5 empty values'), 'endless': (dict(table=TABLE.assign(spend=np.inf)), 'no finite numbers'),
+       'two variants for a unit': (dict(table=both), '3 units of user_id are in two variants'), 'a unit twice': (dict(table=pd.concat([TABLE, TABLE.head(3)])), '3 units of user_id have several rows'), 'nobody': (dict(table=TABLE.head(0)), '0 rows'), 'rows that are neither added nor averaged': (dict(per='max'), "per is 'max'"),
        'a unit without a name': (dict(table=TABLE.assign(user_id=TABLE.user_id.where(TABLE.index > 1))), 'user_id is empty in 2 rows'), 'a variant without a name': (dict(table=TABLE.assign(variant=TABLE.variant.where(TABLE.index > 1))), 'variant is empty in 2 rows'),
        'a million variants': (dict(table=TABLE.assign(variant=TABLE.user_id.astype(str))), 'more than 100 distinct values'), 'metric and covariate': (dict(covariates=['spend']), 'metric and covariate at once'), 'a cap on nothing': (dict(caps={'x': 1.}), "cap is given for 'x'"),
        'an outcome before its exposure': (dict(table=TABLE.assign(met=pd.Timestamp('2025-01-02'), came=pd.Timestamp('2025-01-01')), exposed='met', outcome='came'), 'met is later than came in 4000 rows'),
@@ -110,7 +138,24 @@ def test_bad_tables_are_refused_in_one_line(name):
     with pytest.raises(TelemetryError) as e: read_units(table, 'user_id', 'variant', **(dict(metrics=['spend']) | change))
     assert said in str(e.value) and '\n' not in str(e.value) and ';' in str(e.value)
 
+def test_a_day_is_not_before_its_hours():
+    t = TABLE.assign(met=pd.Timestamp('2025-01-02 10:00'), came=pd.Timestamp('2025-01-02').date())
+    assert read_units(t, 'user_id', 'variant', ['spend'], exposed='met', outcome='came')['old'].n
+
+def test_files_by_their_names(tmp_path):
+    "Signs of a pattern stand for themselves: t[1].csv once read t1.csv."
+    TABLE.to_csv(tmp_path/'t[1].csv', index=False); TABLE.assign(spend=0.).to_csv(tmp_path/'t1.csv', index=False); TABLE.to_parquet(tmp_path/'T.PARQUET')
+    want = TABLE.spend[TABLE.variant == 'old'].mean()
+    for name in ('t[1].csv', 'T.PARQUET'): assert moments(tmp_path/name, 'variant', ['spend'])['old'].mean[0] == pytest.approx(want)
+    TABLE.head(0).to_csv(tmp_path/'head.csv', index=False); (tmp_path/'empty.csv').touch()
+    for name, said in (('head.csv', 'the table has 0 rows'), ('empty.csv', 'is empty; a table has a header and rows')):
+        with pytest.raises(TelemetryError, match=said): read_units(tmp_path/name, 'user_id', 'variant', ['spend'])
+
 def test_what_cannot_be_compared():
     flat, touched = moments(TABLE.assign(spend=3.), 'variant', ['spend']), moments(TABLE.assign(before=TABLE.before + (TABLE.variant == 'new')), 'variant', ['spend', 'before'])
     with pytest.raises(TelemetryError, match='the same .3. for every unit'): difference(flat['old'], flat['new'], 'spend')
     with pytest.raises(TelemetryError, match='covariate before differs between the variants'): difference(touched['old'], touched['new'], 'spend', 'before')
+    whole = moments(TABLE.assign(spend=2*TABLE.before), 'variant', ['spend', 'before'])
+    with pytest.raises(TelemetryError, match='spend follows from before to the last digit'): difference(whole['old'], whole['new'], 'spend', 'before')
+    few = moments(TABLE.head(4).assign(variant=['old', 'new', 'old', 'new']), 'variant', ['spend', 'before', 'clicks'])
+    with pytest.raises(TelemetryError, match='4 units for 2 covariates'): difference(few['old'], few['new'], 'spend', ['before', 'clicks'])

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from telemetry_loop import effects
 from telemetry_loop.config import TelemetryError
-from telemetry_loop.effects import Averages, adjusted_effect, cell_averages, did, factorial, layer_checks, novelty, novelty_by, post_stratified, segment_effects
+from telemetry_loop.effects import Averages, cell_averages, factorial, layer_checks, novelty, novelty_by, segment_effects
 
 SEED = 20265
 LEVELS = dict(screen=('old', 'new'), ranking=('A', 'B'))
@@ -50,12 +50,14 @@ def test_fieller_bounds_are_where_the_difference_is_just_significant(top, bottom
 # ---- segments
 def test_segments_are_differences_of_means_and_their_interaction_is_statsmodels():
     import statsmodels.formula.api as smf
+    from scipy.stats import ttest_ind
     t = people(gain=lambda t: .3*(t.usage == 'heavy')); found = segment_effects(t, 'clicks', 'variant', ['usage'], unit='user')
     fit = smf.ols('clicks ~ C(usage)*C(variant)', t).fit(cov_type='HC2'); names = [p for p in fit.params.index if ':' in p]
     assert np.isclose(found.tests['usage']['p_value'], fit.wald_test(', '.join(f'{n} = 0' for n in names), use_f=False, scalar=True).pvalue)
     for name, e in found.effects.items():
         part = t[t.usage == name.split('=')[1]]; a, b = (part.clicks[part.variant == v] for v in ('control', 'new'))
-        assert np.isclose(e.value, b.mean() - a.mean()) and np.isclose(around(e), np.sqrt(a.var()/len(a) + b.var()/len(b))) and e.n == len(part)
+        welch = ttest_ind(b, a, equal_var=False); bounds = welch.confidence_interval()
+        assert np.isclose(e.value, b.mean() - a.mean()) and np.allclose([e.ci_lower, e.ci_upper], [bounds.low, bounds.high]) and e.n == len(part) and np.isclose(found.table.set_index('segment').p_value[name.split('=')[1]], welch.pvalue)
     assert found.table[['control', 'treatment']].to_numpy().sum() == len(t)
 
 def test_adjustment_is_benjamini_hochberg():
@@ -94,12 +96,20 @@ def test_factorial_is_effect_coding_in_statsmodels():
     t = people(gain=lambda t: .1); t['s'], t['r'] = (t.screen == 'new') - .5, (t.ranking == 'B') - .5; found = factorial(t, 'clicks', LEVELS, unit='user')
     fit = smf.ols('clicks ~ s*r', t).fit(cov_type='HC2')
     for name, term in {'screen': 's', 'ranking': 'r', 'screen x ranking': 's:r'}.items():
-        assert np.isclose(found.effects[name].value, fit.params[term]) and np.isclose(around(found.effects[name]), fit.bse[term]) and np.isclose(found.p_values[name], fit.pvalues[term])
+        assert np.isclose(found.effects[name].value, fit.params[term]) and np.isclose(around(found.effects[name]), fit.bse[term], rtol=.003) and np.isclose(found.p_values[name], fit.pvalues[term], rtol=.02)
 
 def test_main_effects_average_over_the_other_factor_not_over_its_people():
     y = {('old', 'A'): 0., ('new', 'A'): 1., ('old', 'B'): 2., ('new', 'B'): 7.}; n = {('old', 'A'): 400, ('new', 'A'): 400, ('old', 'B'): 4, ('new', 'B'): 4}
     t = pd.DataFrame([dict(screen=s, ranking=r, clicks=v + (i % 2)) for (s, r), v in y.items() for i in range(n[s, r])]); e = factorial(t, 'clicks', LEVELS).effects
     assert np.allclose([e[k].value for k in ('screen', 'ranking', 'screen x ranking')], [3, 4, 4])      # (1 + 5)/2, (2 + 6)/2, 5 - 1
+
+def test_cells_of_four_keep_their_level():
+    "By the normal curve the interaction's interval held 92 % of the time."
+    rng, hit = np.random.default_rng(SEED), []
+    for _ in range(1000):
+        f = factorial(pd.DataFrame(dict(a=np.tile([0, 0, 1, 1], 4), b=np.tile([0, 1], 8), y=rng.normal(size=16))), 'y', dict(a=(0, 1), b=(0, 1)))
+        hit.append([inside(e, 0.) for e in f.effects.values()]); assert hit[-1] == [p > .05 for p in f.p_values.values()]
+    assert (np.mean(hit, 0) > .938).all() and (np.mean(hit, 0) < .975).all()
 
 def test_three_factors():
     rng = np.random.default_rng(SEED); n = 8000; t = pd.DataFrame(rng.integers(2, size=(n, 3)), columns=list('abc')); t['y'] = rng.normal(size=n) + .5*t.a - .3*t.b + .4*t.a*t.c + t.a*t.b*t.c
@@ -123,7 +133,7 @@ def test_the_largest_interaction_holds_together_with_the_others():
     t = layered(); e = layer_checks(t, 'm', ['a', 'c']).largest[0]; cell = t.groupby(['a', 'c']).m.agg(['mean', 'var', 'size'])
     gaps = {v: sum(sign*cell['mean'][a, c] for a, c, sign in (('x', v, 1), ('x', 'control', -1), ('control', v, -1), ('control', 'control', 1))) for v in ('x', 'y')}; most = max(gaps, key=lambda v: abs(gaps[v]))
     se = np.sqrt(sum(cell['var'][a, c]/cell['size'][a, c] for a in ('x', 'control') for c in (most, 'control')))
-    assert np.isclose(e.value, gaps[most]) and np.isclose(e.ci_upper - e.value, norm.ppf(1 - .05/4)*se)          # two contrasts
+    assert np.isclose(e.value, gaps[most]) and np.isclose(e.ci_upper - e.value, norm.ppf(1 - .05/4)*se, rtol=.003)          # two contrasts
 
 def test_holm_and_dependence():
     from statsmodels.stats.multitest import multipletests
@@ -168,47 +178,6 @@ def test_new_against_returning():
     assert found['returning'].kind == 'fades' and found['new'].kind != 'fades' and found['difference'].ci_upper < 0
     assert np.isclose(found['difference'].value, found['returning'].slope.value - found['new'].slope.value)
 
-# ---- difference-in-differences
-def test_did_is_two_way_fixed_effects_with_errors_by_unit():
-    import statsmodels.formula.api as smf
-    t = days(120, 8, gain=lambda d: .4, since=5); t['on'] = ((t.variant == 'new') & (t.day >= 5))*1.; found = did(t, 'user', 'day', 'visits', 'variant', 5)
-    fit = smf.ols('visits ~ on + C(user) + C(day)', t).fit(cov_type='cluster', cov_kwds=dict(groups=t.user, use_correction=False))
-    assert np.isclose(found.effect.value, fit.params['on']) and np.isclose(around(found.effect), fit.bse['on'], rtol=.02)
-
-def test_did_judges_the_time_before():
-    fine = did(days(2000, 10, gain=lambda d: .4, since=5), 'user', 'day', 'visits', 'variant', 5)
-    assert fine.verdict.answer == 'pass' and inside(fine.effect, .4) and inside(fine.cautious, .4) and inside(fine.placebo, 0) and fine.cautious.ci_upper - fine.cautious.ci_lower > 2*(fine.effect.ci_upper - fine.effect.ci_lower)
-    t = days(2000, 10, gain=lambda d: .4, since=5); drifting = did(t.assign(visits=t.visits + .2*t.day*(t.variant == 'new')), 'user', 'day', 'visits', 'variant', 5)
-    assert drifting.verdict.answer == 'fail' and drifting.effect.value is None and drifting.effect.ci_lower is None and inside(drifting.cautious, .4) and inside(drifting.trend, .2) and drifting.placebo.ci_lower > 0
-    one = did(t[t.day >= 4], 'user', 'day', 'visits', 'variant', 5)
-    assert one.verdict.answer == 'inconclusive' and one.cautious.ci_lower is None and one.trend.value is None and inside(one.effect, .4)
-
-def test_did_counts_units_that_lack_a_day():
-    t = days(200, 6); found = did(t.drop(index=[3, 4, 100]), 'user', 'day', 'visits', 'variant', 3)
-    assert found.left_out == 2 and found.effect == did(t[~t.user.isin(t.user[[3, 4, 100]])], 'user', 'day', 'visits', 'variant', 3).effect
-
-# ---- adjustment
-def test_adjustment_is_lin_2013():
-    import statsmodels.formula.api as smf
-    rng = np.random.default_rng(SEED); t = people(500); t['x'] = t.age - t.age.mean(); t['z'] = rng.normal(size=500); t['z'] -= t.z.mean(); t['arm'] = (t.variant == 'new')*1.; t['clicks'] += .05*t.arm*t.x
-    found = adjusted_effect(t, 'clicks', 'variant', ['age', 'z'], unit='user'); fit = smf.ols('clicks ~ arm*(x + z)', t).fit(cov_type='HC2')
-    line = fit.params[['arm:x', 'arm:z']].to_numpy(); extra = (t[['x', 'z']].to_numpy() @ line).var()/len(t)
-    assert np.isclose(found.effect.value, fit.params['arm']) and np.isclose(around(found.effect), np.sqrt(fit.bse['arm']**2 + extra)) and extra > 0
-
-def test_adjustment_without_randomisation_owns_up():
-    t = people(); apart = t.assign(age=t.age + 9*(t.variant == 'new'))
-    assert adjusted_effect(apart, 'clicks', 'variant', ['age'], randomised=False).effect.ci_lower is None and adjusted_effect(apart, 'clicks', 'variant', ['age']).verdict.answer == 'fail'
-    near = adjusted_effect(t, 'clicks', 'variant', ['age'], randomised=False); assert near.verdict.answer == 'inconclusive' and near.effect.ci_lower is not None
-    assert adjusted_effect(t, 'clicks', 'variant', ['age']).verdict.answer == 'pass'
-
-def test_post_stratification_by_hand():
-    t = people(gain=lambda t: .5*(t.usage == 'heavy')); each = segment_effects(t, 'clicks', 'variant', 'usage').effects; share = t.usage.value_counts(normalize=True)
-    found, given = post_stratified(t, 'clicks', 'variant', 'usage'), post_stratified(t, 'clicks', 'variant', 'usage', dict(heavy=.1, light=.1, never=.8))
-    assert np.isclose(found.value, sum(share[k.split('=')[1]]*e.value for k, e in each.items())) and np.isclose(given.value, .1*each['usage=heavy'].value + .1*each['usage=light'].value + .8*each['usage=never'].value)
-    assert np.isclose(around(given)**2, sum(w**2*around(each[f'usage={k}'])**2 for k, w in dict(heavy=.1, light=.1, never=.8).items()))
-    spread = sum(share[k.split('=')[1]]*(e.value - found.value)**2 for k, e in each.items())/len(t)
-    assert np.isclose(around(found)**2, sum((share[k.split('=')[1]]*around(e))**2 for k, e in each.items()) + spread)
-
 # ---- refused by name
 def test_bad_tables_are_refused_by_name():
     t = people(); seg = lambda t, **k: segment_effects(t, 'clicks', 'variant', 'usage', **k)
@@ -238,24 +207,18 @@ def test_bad_factors_and_layers_are_refused_by_name():
     refused('experiments are 1', layer_checks, t, 'clicks', ['screen']); refused("'screen' has 1 variant", layer_checks, t.assign(screen='old'), 'clicks', ['screen', 'ranking']); refused('has 0 units', layer_checks, t.assign(screen=t.ranking), 'clicks', ['screen', 'ranking'])
 
 def test_bad_days_are_refused_by_name():
-    t = days(); nov, dif = (lambda t, **k: novelty(t, 'user', 'day', 'visits', 'variant', **k)), (lambda t, start=5, **k: did(t, 'user', 'day', 'visits', 'variant', start, **k))
-    for f in (nov, dif):
-        refused('has 1 day', f, t[t.day == 0]); refused('1 units are in two variants', f, t.assign(variant=np.where(t.index == 0, 'x', t.variant)).replace({'variant': {'x': 'new' if t.variant[0] == 'control' else 'control'}}))
-        refused('2 pairs of unit and day', f, pd.concat([t, t.head(2)])); refused("'variant' has 1 variant", f, t[t.variant == 'new']); refused('days are numbers', f, t.assign(day='d' + t.day.astype(str))); refused('same in all', f, t.assign(visits=0))
-        refused("'day' has 10 of 2000 values missing", f, t.assign(day=t.day.where(t.user > 0)))
-    refused('0 days with at least 500', nov, t, least=500); refused('no time before it', dif, t, 0); refused('no time after it', dif, t, 99); refused('each group needs 500', dif, t, least=500)
+    t = days(); f = nov = lambda t, **k: novelty(t, 'user', 'day', 'visits', 'variant', **k)
+    refused('has 1 day', f, t[t.day == 0]); refused('1 units are in two variants', f, t.assign(variant=np.where(t.index == 0, 'x', t.variant)).replace({'variant': {'x': 'new' if t.variant[0] == 'control' else 'control'}}))
+    refused('2 pairs of unit and day', f, pd.concat([t, t.head(2)])); refused("'variant' has 1 variant", f, t[t.variant == 'new']); refused('days are numbers', f, t.assign(day='d' + t.day.astype(str))); refused('same in all', f, t.assign(visits=0))
+    refused("'day' has 10 of 2000 values missing", f, t.assign(day=t.day.where(t.user > 0)))
+    refused('0 days with at least 500', nov, t, least=500)
     refused("'kind' changes within 1 units", novelty_by, t.assign(kind=np.where(t.index == 0, 'other', 'returning')), 'user', 'day', 'visits', 'variant', 'kind'); refused('has 1 kinds of unit', novelty_by, t.assign(kind='new'), 'user', 'day', 'visits', 'variant', 'kind')
-
-def test_bad_covariates_are_refused_by_name():
-    t = people(); adj = lambda t, c, **k: adjusted_effect(t, 'clicks', 'variant', c, **k)
-    refused('covariates is empty', adj, t, []); refused("metric 'age' is the same", adj, t.assign(age=1.), ['age']); refused('repeat one another', adj, t.assign(twice=2*t.age), ['age', 'twice']); refused('needs at least 12', adj, t.head(15), ['age']); refused("'age' has 1 of", adj, t.assign(age=t.age.where(t.user > 0)), ['age'])
-    refused('stratum usage=robot has', post_stratified, t.assign(usage=np.where(t.user < 9, 'robot', t.usage)), 'clicks', 'variant', 'usage'); refused('add up to 1', post_stratified, t, 'clicks', 'variant', 'usage', dict(heavy=.5, light=.5)); refused('add up to 1', post_stratified, t, 'clicks', 'variant', 'usage', dict(heavy=.5, light=.5, never=.5))
 
 def test_pictures_are_drawn():
     import matplotlib; matplotlib.use('Agg'); import matplotlib.pyplot as plt
     t, d = people(), days(gain=lambda d: .5*(d > 5))
-    axes = [segment_effects(t, 'clicks', 'variant', 'usage').plot(), factorial(t, 'clicks', LEVELS).plot('clicks'), novelty(d, 'user', 'day', 'visits', 'variant').plot(), did(d, 'user', 'day', 'visits', 'variant', 5).plot()]
-    assert [len(a.lines) > 1 for a in axes] == [True]*4 and [x.get_text() for x in axes[1].get_xticklabels()] == ['old', 'new']; plt.close('all')
+    axes = [segment_effects(t, 'clicks', 'variant', 'usage').plot(), factorial(t, 'clicks', LEVELS).plot('clicks'), novelty(d, 'user', 'day', 'visits', 'variant').plot()]
+    assert [len(a.lines) > 1 for a in axes] == [True]*3 and [x.get_text() for x in axes[1].get_xticklabels()] == ['old', 'new']; plt.close('all')
 
 def test_a_million_units_take_two_seconds():
     rng = np.random.default_rng(SEED); n = 1_000_000; t = pd.DataFrame(dict(variant=rng.choice(['control', 'new'], n), screen=rng.choice(['old', 'new'], n), ranking=rng.choice(['A', 'B'], n), place=rng.choice([f'p{i}' for i in range(30)], n), y=rng.normal(size=n)))

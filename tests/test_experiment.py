@@ -4,10 +4,11 @@ from dataclasses import replace
 import numpy as np, pandas as pd, pytest
 from telemetry_loop import cli
 from telemetry_loop.config import TelemetryError
-from telemetry_loop.contrast import moments
+from telemetry_loop.contrast import Moments, moments
 from telemetry_loop.estimate import Verdict
-from telemetry_loop.experiment import analyse, as_mean, evaluate_summary, evaluate_table, over_time
+from telemetry_loop.experiment import ExperimentConfig, analyse, as_mean, crossings, evaluate_summary, evaluate_table, over_time, study
 from telemetry_loop.plan import Plan
+from telemetry_loop.readout import about
 
 SEED = 56
 PLAN = Plan('headline', 'Honest headlines bring readers back.', 'user_id', 'plain', {'plain': .5, 'honest': .5}, ['joy'], {'back': .03}, {'joy': 'up', 'back': 'up'}, ['clicks'], [], 7, {}, .05, .8, .03, 14, [7, 14], 'group-sequential')
@@ -32,6 +33,49 @@ def test_an_early_look_needs_more_than_the_last():
     z = first.metrics['honest']['joy']['z']
     limits = boundaries(np.array([.5, 1])); assert limits[1] < z < limits[0] and not first.metrics['honest']['joy']['significant'] and last.metrics['honest']['joy']['significant']
 
+def test_information_is_units_not_days():
+    "Half of the planned people on day 7 is half of the information; nearly all of them is nearly all of it; and the look that reaches the size decides."
+    from telemetry_loop.sequential import boundaries
+    table, of = people(.005), lambda units, **k: judged(table, replace(PLAN, units=units), **k)
+    limit = lambda r: r.metrics['honest']['joy']; z = limit(of(40_000, day=7))['z']
+    half, most = boundaries(np.array([.5, 1.])), boundaries(np.array([.95, 1.])); assert most[0] < z < half[0]
+    assert not limit(of(40_000, day=7))['significant'] and limit(of(21_000, day=7))['significant'] and limit(of(15_000, day=7))['significant']
+    assert of(40_000, day=7).verdicts['honest']['reason'] == 'no primary has moved by day 7 of 14' and judged(people(), replace(PLAN, units=15_000), day=7).verdicts['honest']['kind'] == 'no difference shown'
+    late = of(15_000, day=14, seen={7: 16_000, 14: 20_000}); assert late.verdicts['honest']['kind'] == 'inconclusive' and 'reached at an earlier look' in late.verdicts['honest']['reason']
+    assert of(40_000, day=14, seen={7: 12_000, 14: 20_000}).metrics['honest']['joy']['significant']        # fewer than planned: the last look spends what is left
+
+def test_peeking_with_whatever_came_keeps_alpha():
+    "People come two times as fast as the calendar says; limits by days would still hold, by units they hold and are not wasted."
+    rng, plan, stopped = np.random.default_rng(SEED), replace(PLAN, units=4000, guardrails={}, directions={'joy': 'up'}, secondary=[]), 0
+    for _ in range(400):
+        arm, joy, seen = rng.random(4400) < .5, rng.normal(5, 1, 4400), {7: 3600, 14: 4400}
+        of = lambda x: Moments(('joy',), len(x), x.mean(keepdims=True), np.array([[x.var(ddof=1)]]))
+        stopped += any(analyse({'honest': of(joy[:seen[d]][arm[:seen[d]]]), 'plain': of(joy[:seen[d]][~arm[:seen[d]]])}, 'plain', plan=plan, day=d, seen={k: v for k, v in seen.items() if k <= d}).metrics['honest']['joy']['significant'] for d in seen)
+    assert .02 < stopped/400 < .08
+
+def test_the_plans_word_is_the_plans():
+    with pytest.raises(TelemetryError, match="control is 'honest' and the plan compares with 'plain'"): analyse(moments(people(.03), 'variant', ['joy', 'back', 'clicks']), 'honest', plan=PLAN)
+    with pytest.raises(TelemetryError, match='the plan has covariate_days 0'): judged(people(), replace(PLAN, covariate_days=0))
+
+def test_several_primaries_share_what_they_could_show():
+    two = replace(PLAN, primary=['joy', 'clicks'], directions=PLAN.directions | {'clicks': 'up'}, secondary=[]); one, both = (judged(people(n=1000), p).metrics['honest']['joy'] for p in (PLAN, two))
+    assert both['mde'] > 1.05*one['mde'] and both['power'] < one['power']
+
+def test_a_band_made_for_more_people_finds_less():
+    "Found with 80 %, says the plan: shown by experiments, looked at every day, with that very effect."
+    plan = replace(PLAN, stopping='anytime', looks=[], units=20_000, guardrails={}, directions={'joy': 'up'}, secondary=[]); rng, days = np.random.default_rng(SEED), range(1, 15)
+    of = lambda x: Moments(('joy',), len(x), x.mean(keepdims=True), np.array([[x.var(ddof=1)]]))
+    arms = lambda joy, arm, k: {'honest': of(joy[:k][arm[:k]]), 'plain': of(joy[:k][~arm[:k]])}
+    draw = lambda mde: (lambda arm: (rng.normal(5, 1, 1400) + 5*mde*arm, arm))(rng.random(1400) < .5)
+    mde = analyse(arms(*draw(0.), 1400), 'plain', plan=plan).metrics['honest']['joy']['mde']; assert mde > 1.1*analyse(arms(*draw(0.), 1400), 'plain', plan=replace(plan, units=1400)).metrics['honest']['joy']['mde']
+    found = [any(analyse(arms(joy, arm, 100*d), 'plain', plan=plan, day=d).metrics['honest']['joy']['significant'] for d in days) for joy, arm in (draw(mde) for _ in range(150))]
+    assert .72 < np.mean(found) < .92
+    assert analyse(arms(*draw(0.), 90), 'plain', plan=plan).verdicts['honest']['kind'] == 'inconclusive'
+
+def test_uneven_shares_that_nobody_declared():
+    t = people(); found = analyse(moments(t[(t.variant == 'plain') | (t.user_id % 3 == 0)], 'variant', ['joy']), 'plain', ['joy'])
+    assert found.verdicts['honest']['kind'] == 'invalid' and '--share VARIANT=SHARE' in found.verdicts['honest']['reason']
+
 def test_one_metric_of_a_hundred_asked_afterwards_is_corrected():
     rng = np.random.default_rng(SEED); names = [f'm{i}' for i in range(100)]
     table = pd.DataFrame(rng.normal(10, 1, (4000, 100)), columns=names).assign(variant=np.where(rng.random(4000) < .5, 'honest', 'plain'))
@@ -48,6 +92,12 @@ def test_a_ratio_as_one_value_a_unit():
     line = as_mean(t, 'clicks/visits', control); of = lambda rows: t.clicks[rows].sum()/t.visits[rows].sum()
     assert line[control].mean() == pytest.approx(of(control), rel=1e-12) and line[~control].mean() == pytest.approx(of(~control), abs=2e-3)
     assert (as_mean(t, 'clicks', control) == t.clicks).all()
+
+def test_the_past_is_drawn_though_its_covariate_once_differed():
+    t = people(.02); early = t[t.user_id % 14 < 2]; early = early[(early.variant == 'plain') | (early.before > 4.5)]
+    found = moments(early, 'variant', ['joy', 'before'])
+    with pytest.raises(TelemetryError, match='covariate before differs'): analyse(found, 'plain', ['joy'], ['before'], shares={'plain': .5, 'honest': .5})
+    assert len(over_time({2: found, 14: moments(t, 'variant', ['joy', 'before'])}, 'plain', 'honest', 'joy', 'before')) == 2
 
 def test_the_band_over_time_is_wider_than_one_look_and_shrinks():
     t = people(.02); looks = {d: moments(t[t.user_id % 14 < d], 'variant', ['joy', 'before']) for d in (2, 7, 14)}
@@ -78,7 +128,8 @@ def test_three_variants_are_keyed_by_treatment(tmp_path):
 @pytest.mark.parametrize('words, said', [
     (('--table', 'T'), '--unit is missing'), (('--unit', 'user_id'), '--unit goes with --table'), (('--table', 'T', '--summary', 'T'), 'one at a time'), (('--summary', 'T'), "no column 'count_c'"),
     (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'old', '--metric', 'joy'), "no variant 'old'"), (('--table', 'none.csv', '--unit', 'u', '--variant', 'v', '--control', 'c', '--metric', 'm'), 'no file none.csv'),
-    (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--share', 'plain'), 'is not VARIANT=NUMBER')])
+    (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--share', 'plain'), 'is not VARIANT=NUMBER'), (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--cap', 'joy'), 'is not METRIC=NUMBER'),
+    (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--day', '3'), '--day is 3 and there is no plan'), (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--alpha', '2'), 'alpha is 2')])
 def test_bad_words_are_refused(tmp_path, capsys, words, said):
     people(n=200).to_csv(tmp_path/'t.csv', index=False)
     out, error = door(capsys, 'experiment', *[tmp_path/'t.csv' if w == 'T' else w for w in words])
@@ -93,6 +144,61 @@ def test_plan_door(tmp_path, capsys):
     people(.03).to_csv(tmp_path/'ab.csv', index=False)
     said, _ = door(capsys, 'experiment', '--table', tmp_path/'ab.csv', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--plan', tmp_path/'p.yaml', '--covariate', 'before')
     assert 'honest: win' in said
+    words = ('experiment', '--table', tmp_path/'ab.csv', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--plan', tmp_path/'p.yaml')
+    assert 'inconclusive; the plan looks on days 7, 14; this is day 3' in door(capsys, *words, '--day', 3)[0]              # without the day an early look was judged as the last
+    assert '--cap is given and the plan says its own' in door(capsys, *words, '--cap', 'joy=.99')[1]
+
+def test_a_table_says_which_plan_was_in_force(tmp_path, capsys):
+    from dataclasses import asdict; import yaml
+    from telemetry_loop.plan import plan_digest
+    (tmp_path/'p.yaml').write_text(yaml.safe_dump(asdict(PLAN))); words = ('experiment', '--table', tmp_path/'ab.csv', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--plan', tmp_path/'p.yaml', '--covariate', 'before')
+    t = people(.03).assign(digest=plan_digest(PLAN)); t.to_csv(tmp_path/'ab.csv', index=False)
+    assert 'does not say which plan was in force' in door(capsys, *words)[0] and 'honest: win' in door(capsys, *words, '--announced', 'digest')[0]
+    t.loc[:9, 'digest'] = plan_digest(replace(PLAN, mde=.01)); t.to_csv(tmp_path/'ab.csv', index=False)
+    assert 'honest: invalid; the verdict is void: 10 of 20,000 exposures were not under plan' in door(capsys, *words, '--announced', 'digest')[0]
+    with pytest.raises(TelemetryError, match="unit is 'clicks' and the plan randomises 'user_id'"): evaluate_table(t, 'clicks', 'variant', 'plain', [], plan=PLAN)
+
+def test_caps_and_alpha_by_the_door(tmp_path, capsys):
+    t = people(); t.loc[5, 'joy'] = 1e6; t.to_csv(tmp_path/'ab.csv', index=False); words = ('experiment', '--table', tmp_path/'ab.csv', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--json', tmp_path/'o.json')
+    width = lambda: (lambda d: d['ci_upper'] - d['ci_lower'])(json.loads((tmp_path/'o.json').read_text())['metrics']['joy']['difference'])
+    door(capsys, *words); wild = width(); door(capsys, *words, '--cap', 'joy=.999'); tame = width(); door(capsys, *words, '--cap', 'joy=.999', '--alpha', .01)
+    assert wild > 100*tame and width() == pytest.approx(tame*2.5758/1.96, rel=1e-3)
+
+# --- the pipeline's own
+
+CFG, DAY = ExperimentConfig(follow_up=3, least=20, units=1500), pd.Timestamp('2025-01-01')
+OWN = Plan('try', 'More joy.', 'user_id', 'old', {'old': .5, 'new': .5}, ['engagement'], {}, {'engagement': 'up'}, ['complaints'], ['segment'], 0, {'engagement': 3.}, .05, .8, .2, 8, [4, 6, 8], 'group-sequential')
+def lived(n=2000, gain=0., complaints=True, late=4, seed=SEED):
+    "First exposures, days and people; who comes on which of `late` days."
+    rng = np.random.default_rng(seed); ids = np.array([f'u{i:04d}' for i in range(n)]); arm = rng.random(n) < .5; came = rng.integers(late, size=n)
+    first = pd.DataFrame(dict(user_id=ids, variant=np.where(arm, 'new', 'old'), event_time=DAY + pd.to_timedelta(came, unit='D') + pd.Timedelta(hours=9)))
+    days = pd.DataFrame(dict(user_id=np.repeat(ids, 8), day=DAY + pd.to_timedelta(np.tile(np.arange(8), n), unit='D'))).assign(decisions=1., clicks=rng.poisson(np.repeat(1.5*(1 + gain*arm), 8))*1.)
+    days = days.assign(satisfied=days.clicks, complaints=rng.poisson(.1, len(days))*1.*complaints)
+    return first, days, pd.DataFrame(dict(user_id=ids, segment=rng.choice(['a', 'b'], n), joined=DAY))
+told = lambda plan, *frames: study(plan, Verdict('pass', ''), *frames, DAY + pd.Timedelta(days=7), CFG)
+
+def test_the_look_that_reaches_the_size_decides():
+    found = told(OWN, *lived(gain=.2)); assert [r['day'] for r in found['over_time']['new']] == [4, 6, 8] and found['looked'] == 6 and found['followed'] == 2000 > found['planned'] == 1500 and found['verdict']['kind'] == 'win'
+    more = told(replace(OWN, units=5000), *lived(gain=.2)); assert more['looked'] == 8 and more['planned'] == 5000 and '40% of the 5,000 planned' in about(more | dict(announced=dict(answer='pass', reason='')))
+    assert '100% of the 1,500 planned: the look that reached the size decides' in about(found)
+
+def test_outliers_are_what_the_plan_says_in_every_picture():
+    first, days, people = lived(); days.loc[days.user_id == 'u0012', 'clicks'] = 1e5
+    wide = lambda f: max(e['ci_upper'] - e['ci_lower'] for e in f['segments']['new']['segment']['effects'].values())
+    assert wide(told(OWN, first, days, people)) < 1 < wide(told(replace(OWN, outliers={}), first, days, people))
+
+def test_nobody_in_a_variant_is_not_a_matter_of_waiting():
+    first, days, people = lived(); plan = replace(OWN, shares={'old': .4, 'new': .4, 'third': .2})
+    assert told(plan, first, days, people)['verdict']['kind'] == 'invalid' and "nobody met 'third'" in told(plan, first, days, people)['verdict']['reason']
+
+def test_pairs_and_metrics_are_asked_together():
+    "Five things that change nothing, ten pairs, two metrics each: an alarm somewhere in one product of twenty, not in most."
+    rng, alarms = np.random.default_rng(SEED), 0
+    for _ in range(60):
+        ids = np.arange(600); y = pd.DataFrame(dict(user_id=ids, engagement=rng.normal(size=600), return_rate=rng.normal(size=600)))
+        tables = {n: (replace(OWN, experiment=n), y.assign(variant=np.where(rng.random(600) < .5, 'new', 'old'))) for n in 'abcde'}
+        alarms += any(m['answer'] == 'fail' for c in crossings(tables, CFG) for m in c['metrics'].values())
+    assert alarms/60 < .25
 
 def test_summaries(tmp_path, capsys):
     at = np.arange(1, 15); k = at*700
@@ -102,4 +208,6 @@ def test_summaries(tmp_path, capsys):
     assert evaluate_summary(t, shares={'control': .6, 'treatment': .4})['series'][0]['srm']['verdict'] == 'fail'
     said, _ = door(capsys, 'experiment', '--summary', tmp_path/'s.csv', '--json', tmp_path/'o.json')
     assert 'naive' in said and json.loads((tmp_path/'o.json').read_text())['series'][0]['time'] == 14
+    said, _ = door(capsys, 'experiment', '--summary', tmp_path/'s.csv', '--share', 'control=.6', '--share', 'treatment=.4'); assert 'fail' in said and 'corrected' in said
+    t.assign(variance_c=-1.).to_csv(tmp_path/'none.csv', index=False); said, _ = door(capsys, 'experiment', '--summary', tmp_path/'none.csv'); assert 'e 1 1: not judged; 14 checkpoints' in said
     assert evaluate_summary(t.assign(variance_c=0., variance_t=0.))['not_judged'][0]['reason'].startswith('14 checkpoints')

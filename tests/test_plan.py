@@ -58,6 +58,11 @@ def test_in_plain_words():
     bare = replace(PLAN, guardrails={}, directions={'engagement': 'down'}, segments=[], outliers={}, covariate_days=0, secondary=[], stopping='anytime', looks=[])
     assert 'every day' in bare._repr_markdown_() and 'falls' in bare._repr_markdown_() and 'CUPED' not in bare._repr_markdown_()
 
+def test_a_declared_size_is_part_of_the_plan(file):
+    sized = replace(PLAN, units=5000)
+    assert read_plan(file(VALUES | dict(units=5000))) == sized and plan_digest(sized) not in {plan_digest(PLAN), plan_digest(replace(PLAN, units=4000))} and '5,000 units are planned' in sized._repr_markdown_() and 'units are planned' not in PLAN._repr_markdown_()
+    with pytest.raises(TelemetryError, match='units 1; it is a number of units'): replace(PLAN, units=1)
+
 # was it kept
 def exposures(*plans): return pd.DataFrame(dict(user_id=[f'u{i}' for i in range(len(plans))], event_time=pd.date_range('2025-01-06', periods=len(plans)), plan=plans))
 def test_a_plan_edited_after_the_start_is_void():
@@ -176,4 +181,4 @@ def test_the_picture():
     assert len(lines) == 3 and all((np.diff(y) >= -1e-9).all() for y in lines.values()) and (lines['one look'] >= lines['anytime']).all()
     matplotlib.pyplot.close('all')
 
-def test_plans_are_plain_values(): assert asdict(PLAN) == VALUES
+def test_plans_are_plain_values(): assert asdict(PLAN) == VALUES | dict(units=0)

@@ -7,7 +7,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 from telemetry_loop import sequential
 from telemetry_loop.config import TelemetryError
-from telemetry_loop.sequential import (BURN_IN, METHODS, PSI, STAKES, always_valid_p, boundaries, crossing, gain_sequence, judge_checkpoints, lower_sequence, mixture,
+from telemetry_loop.sequential import (BURN_IN, METHODS, PSI, STAKES, always_valid_p, boundaries, crossing, gain_sequence, judge_checkpoints, limits_so_far, lower_sequence, mixture,
     plot_peeks, spending, srm_sequence, value_sequence)
 
 SEED, STREAMS, STEPS = 20261, 1000, 3000   # declared once
@@ -293,6 +293,22 @@ def test_limits_spend_what_is_allowed_at_any_looks(looks, alpha, kind):
     f = np.sort(looks)/100; z = boundaries(f, alpha, kind)
     assert crossing(f, z) == pytest.approx(spending(f, alpha, kind), abs=1e-7) and spending(1., alpha, kind) == pytest.approx(alpha)
     assert np.array_equal(boundaries(f[:1], alpha, kind), z[:1])                          # a limit does not know the looks to come
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=7), st.sampled_from([.01, .05, .2]), st.sampled_from(['obrien-fleming', 'pocock']))
+def test_whatever_came_alpha_is_spent_once_and_limits_do_not_move(new, alpha, kind):
+    units = np.cumsum(new); z = limits_so_far(units, 1000, True, alpha, kind); told = np.isfinite(z)
+    assert crossing(units[told]/units[told][-1], z[told])[-1] == pytest.approx(alpha, abs=1e-6)              # all of it, at the end or where the size was reached
+    for k in range(1, len(units)): # what a look used is what later looks remember
+        early = limits_so_far(units[:k], 1000, False, alpha, kind); same = np.isfinite(early)
+        assert np.allclose(early[same], z[:k][same], rtol=1e-6)
+
+def test_more_or_fewer_people_than_planned():
+    assert np.isnan(limits_so_far([700, 1100, 1200], 1000, True)).tolist() == [False, False, True] and limits_so_far([700, 1100], 1000, False)[1] == limits_so_far([700, 1100, 1200], 1000, True)[1]
+    assert np.isnan(limits_so_far([500, 500, 800], 1000, False)).tolist() == [False, True, False]           # nobody new: no test
+    assert limits_so_far([100, 200, 200], 1000, True)[-1] == pytest.approx(1.96, abs=1e-3)                  # hardly anything spent on the way
+    for units, planned, said in (([], 10, 'units is'), ([5, 3], 10, 'never less than before'), ([5], 0, 'planned is 0'), ([np.nan], 10, 'units is')):
+        with pytest.raises(TelemetryError, match=said): limits_so_far(units, planned, True)
 
 def test_spending_is_slow_or_even():
     t = np.linspace(0, 1, 101)

@@ -15,7 +15,7 @@ PLANS = [plan('honest', 'complaints', False), plan('nothing', 'engagement', True
 def tried(tmp_path_factory):
     "A folder in which the product tried four things and the stages looked at them."
     folder = tmp_path_factory.mktemp('tried'); arm = lambda layer, pull: dict(layer=layer, variants={'old': .5, 'new': .5}, share=1., start=0., pull=pull, policy={})
-    params = small_params(simulate=dict(users=2500, days=14, items=150, categories=6, candidates=16), experiment=dict(follow_up=5, least=50), longterm=dict(later=[5, 8], gap=4),
+    params = small_params(simulate=dict(users=2500, days=14, items=150, categories=6, candidates=16), experiment=dict(follow_up=5, least=50, units=2500), longterm=dict(later=[5, 8], gap=4),
         assignment=dict(begins=4, holdout=0., experiments={'honest': arm('a', {'new': .0}), 'nothing': arm('b', {}), 'bait': arm('c', {'new': 2.5}), 'lost': arm('d', {})}))
     (folder/'params.yaml').write_text(yaml.safe_dump(params)); (folder/'plans').mkdir()
     for p in PLANS: (folder/f'plans/{p["experiment"]}.yaml').write_text(yaml.safe_dump(p))

@@ -3,7 +3,8 @@
 A part of it runs in the suite; `python tests/validity/test_effects.py` runs the declared counts and prints what was asked and what was measured. Seeds, worlds and bars are declared here, once. Noise is skewed and
 larger under treatment, groups are of unequal size, moods last from day to day."""
 import numpy as np, pandas as pd, pytest
-from telemetry_loop.effects import adjusted_effect, did, factorial, layer_checks, novelty, post_stratified, segment_effects
+from telemetry_loop.comparable import adjusted_effect, did, post_stratified
+from telemetry_loop.effects import factorial, layer_checks, novelty, segment_effects
 
 SEED, RUNS, MANY = 20266, 2000, 4000   # MANY where the rate of a test is asked to within a point
 LEVELS, FACTORS = dict(screen=('old', 'new'), ranking=('A', 'B')), {'screen': .05, 'ranking': -.1, 'screen x ranking': -.5}

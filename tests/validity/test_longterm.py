@@ -4,7 +4,8 @@
 import argparse, dataclasses, json
 import numpy as np, pandas as pd, pytest
 from telemetry_loop.config import load_params
-from telemetry_loop.longterm import bgnbd, cox, kaplan_meier, ship_decisions, staying
+from telemetry_loop.longterm import ship_decisions
+from telemetry_loop.survival import bgnbd, cox, kaplan_meier, staying
 from telemetry_loop.estimate import Estimate, mean, wald
 from telemetry_loop.schema import Slates
 from telemetry_loop.simulate import DIMS, SimulateConfig, World
