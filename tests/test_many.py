@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from telemetry_loop.config import TelemetryError
 from telemetry_loop.estimate import standard_error, wald
 from telemetry_loop.many import balanced_ips, balanced_weight, choose_by_split, cluster_prob, clusters_of, cvar, mips, offcem, paired_difference, rank_correlation, regret_at_k, reward_quantile, sharpe_at_k, slope
-from telemetry_loop.ope import corrected, dm, dr, ips, snips
+from telemetry_loop.reward import corrected, dm, dr, ips, snips
 from telemetry_loop.support import support_verdict, widening
 from telemetry_loop.train import Recommender
 from slate_log import softmax

@@ -2,9 +2,10 @@
 import json
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
-from telemetry_loop import ope
+from telemetry_loop import ope, reward
 from telemetry_loop.config import TelemetryError, read_json, write_json
-from telemetry_loop.ope import KNOBS, OpeConfig, clipped, dm, dr, dr_os, evaluate, evidence, ips, sndr, snips, sub_gaussian, switch_dr, tune
+from telemetry_loop.ope import OpeConfig, evaluate, evidence
+from telemetry_loop.reward import KNOBS, clipped, dm, dr, dr_os, ips, sndr, snips, sub_gaussian, switch_dr, tune
 from telemetry_loop.reward import cross_fit
 from telemetry_loop.stream import evaluate_log
 from slate_log import TABLES, slates, softmax
@@ -231,8 +232,8 @@ def test_people_drawn_again_agree_with_the_delta_method():
     "Users with several rows each: drawn one by one their rows would seem to say more than they do."
     rng, n = np.random.default_rng(SEED), 1500
     user = np.repeat(np.arange(n//5), 5); w = np.exp(rng.normal(size=n//5)[user] + .3*rng.normal(size=n) - .5); r = .6 + .2*rng.normal(size=n//5)[user] + .1*rng.normal(size=n)
-    value, influence = ope.snips(r, w)
-    again = lambda cluster: ope.bootstrap(lambda m: (m*w*r).sum()/(m*w).sum(), n, cluster, 600, SEED)
+    value, influence = reward.snips(r, w)
+    again = lambda cluster: reward.bootstrap(lambda m: (m*w*r).sum()/(m*w).sum(), n, cluster, 600, SEED)
     length = lambda ends: ends[1] - ends[0]
     assert length(again(user)) == pytest.approx(2*1.96*standard_error(influence, user), rel=.12) and length(again(None)) < .6*length(again(user))
-    assert ope.sub_gaussian(np.array([1., 0., 1.]), np.array([0., .5, 2.]), 1.)[0] == pytest.approx(1/3) # a row the target cannot show counts nothing, whatever the mix
+    assert reward.sub_gaussian(np.array([1., 0., 1.]), np.array([0., .5, 2.]), 1.)[0] == pytest.approx(1/3) # a row the target cannot show counts nothing, whatever the mix
