@@ -66,13 +66,15 @@ def slope(
     settings:list,     # the first without bias
     cluster=None,      # (n,) which rows belong together
     z:float=1.96,      # standard errors to either side
+    paired:bool=False, # agreement is judged by the difference itself, which knows what luck two settings share
 )->Tuned:              # its influence is of the chosen setting: an interval made of it does not know of the choice
     "The most biased setting that still agrees with all less biased ones."
-    tried, chosen, agrees = [], None, True
+    tried, seen, chosen, agrees = [], [], None, True
     for setting in settings:
         value, influence = estimator(setting)
         se = standard_error(influence, cluster)
-        agrees = agrees and all(abs(value - t['value']) <= z*(se + (np.sqrt(6) - 1)*t['se']) for t in tried)
+        agrees = agrees and all(abs(value - t['value']) <= z*(standard_error(influence - one, cluster) if paired else se + (np.sqrt(6) - 1)*t['se']) for t, one in zip(tried, seen))
+        seen.append(influence)
         if chosen is None or (agrees and se < chosen[0]): chosen = se, setting, value, influence
         tried.append(dict(setting=setting, value=value, se=se, bias=value - (tried[0]['value'] if tried else value), shown=0. if agrees else np.nan))
     _, setting, value, influence = chosen
@@ -94,6 +96,7 @@ def balanced_weight(
     target_prob:np.ndarray, # (n,) P(logged action) under the target policy
     propensity:np.ndarray,  # (n, L) P(logged action) under each of the L policies that wrote
     logger:np.ndarray,      # (n,) int, which of them wrote the row
+    group:np.ndarray|None=None, # (n,) e.g. the day: policies count by the rows they wrote in it; None: in all
 )->np.ndarray:              # (n,) weights for `ips`, `snips` or `dr`
     "Target over the mixture of those who logged."
     propensity, logger = np.asarray(propensity, float), np.asarray(logger)
@@ -102,16 +105,18 @@ def balanced_weight(
     if (bad := int(((logger < 0) | (logger >= propensity.shape[1])).sum())): raise TelemetryError(f'logger has {bad} values outside 0..{propensity.shape[1] - 1}; it names the column of the policy that wrote the row; correct it')
     if (bad := int((~((propensity >= 0) & (propensity <= 1))).sum())): raise TelemetryError(f'propensity has {bad} values outside 0..1; they are probabilities under each logging policy; replay the policies again')
     if (bad := int((propensity[np.arange(n), logger] <= 0).sum())): raise TelemetryError(f'propensity has {bad} values of 0 for the policy that wrote the row; what was shown was possible; check which policy wrote which row')
-    return importance_weight(target_prob, propensity @ (np.bincount(logger, minlength=propensity.shape[1])/n))
+    share = pd.DataFrame(np.eye(propensity.shape[1])[logger]).groupby(np.zeros(n) if group is None else np.asarray(group)).transform('mean').to_numpy()
+    return importance_weight(target_prob, (propensity*share).sum(1))
 
 def balanced_ips(
     reward:np.ndarray,      # (n,)
     target_prob:np.ndarray, # (n,)
     propensity:np.ndarray,  # (n, L)
     logger:np.ndarray,      # (n,) int
+    group:np.ndarray|None=None, # (n,) as in `balanced_weight`
 )->tuple:                   # (value, (n,) influence)
     "IPS over several logging policies (Agarwal et al. 2017)."
-    return corrected(reward, balanced_weight(target_prob, propensity, logger))
+    return corrected(reward, balanced_weight(target_prob, propensity, logger, group))
 
 # %% ../nbs/43_many.ipynb #d663a053
 def _check_part(at):

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['EXPLORERS', 'Rules', 'PolicyConfig', 'after_reset', 'wishes', 'EvenScorer', 'PopularityScorer', 'ModelScorer',
            'Policy', 'random_policy', 'bootstrap_policy', 'model_policy', 'exploration_cost', 'check_budget',
-           'exposure', 'exposure_boosts', 'crowding', 'replay', 'run']
+           'exposure', 'exposure_boosts', 'crowding', 'lengths', 'as_matrix', 'drawn_by', 'served', 'wrote',
+           'under_all', 'replay', 'run']
 
 # %% ../nbs/41_policy.ipynb #5e0630a8
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from tqdm import tqdm
-from .config import RunConfig, TelemetryError, load_params, write_json
+from .config import RunConfig, TelemetryError, from_dict, load_params, read_json, write_json
 from .schema import Contexts, Slates
 from .estimate import Estimate, mean
 from .metrics import gini
@@ -214,6 +215,53 @@ def crowding(
     was, would = gini(rows['item_id'].value_counts().reindex(would.index, fill_value=0).to_numpy(float)), gini(would.to_numpy())
     return {'shown': known(was), 'candidate': known(would), 'more': known(would - was), 'by_week': {str(k.date()): week(d) for k, d in logged.groupby(logged['event_time'].dt.normalize() - pd.to_timedelta(logged['event_time'].dt.day_of_week, 'D'))}}
 
+# %% ../nbs/41_policy.ipynb #c2094e7f
+def lengths(lists)->np.ndarray: return np.array([len(x) if isinstance(x, (list, tuple, np.ndarray)) else 0 for x in lists], int) # (n,)
+
+def as_matrix(lists, k:int, empty)->np.ndarray: # (n,) lists -> (n, k), filled with `empty`
+    out = np.full((len(lists), k), empty, dtype=object if isinstance(empty, str) else float)
+    for i, x in enumerate(lists):
+        if isinstance(x, (list, tuple, np.ndarray)) and len(x): out[i, :min(k, len(x))] = list(x)[:k]
+    return out.astype(str) if isinstance(empty, str) else out
+
+def drawn_by(
+    decisions:pd.DataFrame, # logged decisions
+    contexts:Contexts,      # the same decisions, for the categories of the candidates; same order
+)->list:                    # of (rows, their Choice); a decision without one weight a candidate is in none
+    "The distributions that the log says its slates were drawn from."
+    told = decisions.reset_index(drop=True).reindex(columns=['weights', 'even', 'repeat', 'candidates'])
+    whole, weights, out = lengths(told['weights']) == lengths(told['candidates']), as_matrix(told['weights'], contexts.candidates.shape[1], 0.), []
+    for (even, repeat), some in told[whole].astype({'even': float, 'repeat': float}).fillna({'even': 0., 'repeat': 1.}).groupby(['even', 'repeat']):
+        r = some.index.to_numpy(); w = weights[r]
+        out.append((r, Choice(w/np.maximum(w.sum(1, keepdims=True), 1e-300), even, w > 0, None if repeat == 1 else contexts.category[r], repeat)))
+    return out
+
+def served(cfg:PolicyConfig, folder='data/bundles')->dict: # name in the log -> Policy
+    "The policies that have decided for this log and are at hand."
+    kept = [(p.parent, from_dict(PolicyConfig, read_json(p), str(p))) for p in sorted(Path(folder).glob('*/policy.json'))]
+    policies = [bootstrap_policy(cfg)] + [model_policy(Recommender.load(p), own) if len(list(p.iterdir())) > 1 else bootstrap_policy(own, p.name) for p, own in kept] # without a model: popularity with other values
+    return {f'{p.policy_id}/{p.scorer.version}': p for p in policies}
+
+def wrote(decisions:pd.DataFrame)->np.ndarray: return (decisions['policy_id'] + '/' + decisions['model_version']).to_numpy() # (n,) policy and model
+
+def under_all(
+    decisions:pd.DataFrame, # n logged decisions with propensities
+    contexts:Contexts,      # the same decisions, same order
+    policies:dict,          # name in the log -> Policy, or None: of these only what they wrote themselves is known
+)->pd.DataFrame:            # decision_id, position, logger, propensity, wrote (whether this one showed it)
+    "How likely each of several policies was to show what one of them did."
+    who, size = wrote(decisions), lengths(decisions['slate'])
+    k, parts = int(size.max(initial=0)), []
+    slate, told = as_matrix(decisions['slate'], k, ''), as_matrix(decisions['position_propensities'], k, np.nan)
+    for name, policy in policies.items():
+        p, others = np.where((who == name)[:, None], told, np.nan), np.flatnonzero(who != name)
+        if len(others) and policy is not None:
+            some = contexts.take(others); match = slate[others][:, :, None] == some.candidates[:, None]
+            p[others] = np.where(match.any(2), position_marginals(policy.choice(some), k, match.argmax(2)), 0.)
+        i, j = np.nonzero((np.arange(k) < size[:, None]) & ~np.isnan(p))
+        parts.append(pd.DataFrame(dict(decision_id=decisions['decision_id'].to_numpy()[i], position=j, logger=name, propensity=p[i, j], wrote=(who == name)[i])))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(dict(decision_id=pd.Series(dtype=object), position=pd.Series(dtype=int), logger=pd.Series(dtype=object), propensity=pd.Series(dtype=float), wrote=pd.Series(dtype=bool)))
+
 # %% ../nbs/41_policy.ipynb #73793c3c
 def replay(
     policy:Policy,           # the target policy
@@ -239,8 +287,11 @@ def replay(
         target_prob=np.where(found & (j < k), place[n, at, np.minimum(j, k-1)], 0.), score=pick(score), log_popularity=pick(logpop), event_time=base['event_time'].to_numpy(), seq=base['seq'].to_numpy()))
     r, c = np.nonzero(there)
     one = pd.DataFrame(dict(decision_id=decisions['decision_id'].to_numpy()[r], item_id=contexts.candidates[r, c], score=score[r, c], log_popularity=logpop[r, c]))
-    candidates = pd.concat([one.assign(position=p, target_prob=place[r, c, p]) for p in range(k)], ignore_index=True)
-    return rows, candidates[['decision_id', 'position', 'item_id', 'target_prob', 'score', 'log_popularity']]
+    logging = np.full(place.shape, np.nan)
+    for i, drawn in drawn_by(decisions, contexts):
+        if drawn.plain or k <= 3: logging[i] = position_marginals(drawn, k)
+    candidates = pd.concat([one.assign(position=p, target_prob=place[r, c, p], logging_prob=logging[r, c, p]) for p in range(k)], ignore_index=True)
+    return rows, candidates[['decision_id', 'position', 'item_id', 'target_prob', 'logging_prob', 'score', 'log_popularity']]
 
 def run():
     "Replay the candidate policy over the test window's logged decisions."
@@ -252,15 +303,21 @@ def run():
     usable = test[test['position_propensities'].notna() & test['candidates'].notna()].reset_index(drop=True)
     recommender = Recommender.load('artifacts/train')
     policy = model_policy(recommender, cfg)
-    parts = [replay(policy, some := usable.iloc[a:a+5000].reset_index(drop=True), contexts_of(some, features)) for a in tqdm(range(0, max(1, len(usable)), 5000), desc='replay', delay=2, disable=None)]
-    rows, candidates = [pd.concat(tables, ignore_index=True) for tables in zip(*parts)]
+    names, parts = sorted(set(wrote(usable))) if len(usable) else [], []
+    hand = served(cfg) if len(names) > 1 else {}
+    for a in tqdm(range(0, max(1, len(usable)), 5000), desc='replay', delay=2, disable=None):
+        some = usable.iloc[a:a+5000].reset_index(drop=True); seen = contexts_of(some, features)
+        parts.append([*replay(policy, some, seen), under_all(some, seen, {name: hand.get(name) for name in names})])
+    rows, candidates, loggers = [pd.concat(tables, ignore_index=True) for tables in zip(*parts)]
+    vectors = [] if recommender.model is None else list(recommender.model.table().detach().float().numpy())
+    items = pd.DataFrame(dict(item_id=recommender.items[:len(vectors)], vector=pd.Series(vectors, dtype=object)))
     some = usable.iloc[::max(1, len(usable)//2000)].reset_index(drop=True)
     changed, ours, best = exploration_cost(policy, contexts_of(some, features))
     user, none = some['user_id'].to_numpy(), mean(np.array([]))
     spent = mean(changed, user) if len(some) else none
     check_budget(spent, cfg)
     Path('artifacts/policy').mkdir(parents=True, exist_ok=True)
-    rows.to_parquet('artifacts/policy/rows.parquet', index=False); candidates.to_parquet('artifacts/policy/candidates.parquet', index=False)
+    for name, table in dict(rows=rows, candidates=candidates, loggers=loggers, items=items).items(): table.to_parquet(f'artifacts/policy/{name}.parquet', index=False)
     covered = candidates.groupby(['decision_id', 'position'])['target_prob'].sum().to_numpy()
     write_json('metrics/policy.json', {'model_version': recommender.version, 'decisions_in_test': len(test), 'decisions_with_propensities': len(usable),
         'exploration': {'declared': cfg.exploration, 'budget': cfg.budget, 'changed': spent.as_dict(), 'value_lost': (mean(1 - ours/np.maximum(best, 1e-300), user) if len(some) else none).as_dict()},

@@ -4,20 +4,19 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'ReplayConfig', 'as_logged', 'propensity_equality', 'replay_equality', 'weight_equality', 'distances',
-           'mistaken', 'lost_decisions', 'complaints', 'served', 'run']
+           'mistaken', 'lost_decisions', 'complaints', 'run']
 
 # %% ../nbs/47_replay.ipynb #cb2c0cdb
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from scipy.stats import binomtest
-from .config import RunConfig, TelemetryError, from_dict, load_params, read_json, write_json
+from .config import RunConfig, load_params, write_json
 from .schema import Contexts, Slates
 from .engine import connect
 from .features import contexts_of, read_features
-from .train import Recommender
 from .choice import Choice, position_marginals, slate_propensities
-from .policy import Policy, PolicyConfig, bootstrap_policy, model_policy
+from .policy import Policy, PolicyConfig, as_matrix, drawn_by, lengths, served, wrote
 
 # %% ../nbs/47_replay.ipynb #4f9fefaf
 @dataclass(frozen=True)
@@ -29,19 +28,11 @@ class ReplayConfig:
     decisions: int      # so many are looked at, evenly spread over the log
 
 # %% ../nbs/47_replay.ipynb #8e91ff25
-def _matrix(lists, k:int, empty)->np.ndarray: # (n,) lists -> (n, k), filled with `empty`
-    out = np.full((len(lists), k), empty, dtype=object if isinstance(empty, str) else float)
-    for i, x in enumerate(lists):
-        if isinstance(x, (list, tuple, np.ndarray)) and len(x): out[i, :min(k, len(x))] = list(x)[:k]
-    return out.astype(str) if isinstance(empty, str) else out
-
-def _lengths(lists)->np.ndarray: return np.array([len(x) if isinstance(x, (list, tuple, np.ndarray)) else 0 for x in lists], int) # (n,)
-
 def as_logged(decisions:pd.DataFrame)->dict: # logged decisions with propensities -> policy and model: Slates of its decisions, in order
     "The logging policies as the log has them: their slates, with their own propensities."
     k, out = int(decisions['slate'].str.len().max()) if len(decisions) else 0, {}
     for (policy, model), d in decisions.groupby(['policy_id', 'model_version'], sort=True):
-        out[f'{policy}/{model}'] = Slates(_matrix(d['slate'], k, ''), _matrix(d['propensities'], k, 1.), _matrix(d['position_propensities'], k, 1.), d['personalised'].to_numpy(dtype=bool), policy, model)
+        out[f'{policy}/{model}'] = Slates(as_matrix(d['slate'], k, ''), as_matrix(d['propensities'], k, 1.), as_matrix(d['position_propensities'], k, 1.), d['personalised'].to_numpy(dtype=bool), policy, model)
     return out
 
 NEEDED = ('policy_id', 'model_version', 'personalised', 'candidates', 'slate', 'propensities', 'position_propensities') # in every decision
@@ -58,9 +49,9 @@ def propensity_equality(
     reason = np.full(n, '', dtype=object)
     def say(where, why): reason[where & (reason == '')] = why
     for name in NEEDED: say(told[name].isna().to_numpy(), f'{name} missing')
-    size = _lengths(told['slate'])
-    slate, p, place = _matrix(told['slate'], k, ''), _matrix(told['propensities'], k, 1.), _matrix(told['position_propensities'], k, 1.)
-    say((_lengths(told['propensities']) != size) | (_lengths(told['position_propensities']) != size), 'one propensity a place missing')
+    size = lengths(told['slate'])
+    slate, p, place = as_matrix(told['slate'], k, ''), as_matrix(told['propensities'], k, 1.), as_matrix(told['position_propensities'], k, 1.)
+    say((lengths(told['propensities']) != size) | (lengths(told['position_propensities']) != size), 'one propensity a place missing')
     say(size > k, 'slate longer than the policy shows')
     match = (slate[:, :, None] == candidates[:, None]) & (slate != '')[:, :, None]
     chosen = np.where(match.any(2), match.argmax(2), -1)
@@ -96,15 +87,15 @@ def weight_equality(
     tolerance:float=1e-8,    # relative
 )->pd.DataFrame:             # as `propensity_equality` gives it; `weights missing` where there is not one a candidate
     "Whether logged propensities are what the logged weights say."
-    n, m = contexts.candidates.shape
-    whole = _lengths(decisions['weights']) == _lengths(decisions['candidates'])
-    weights, parts = _matrix(decisions['weights'], m, 0.), [pd.DataFrame(dict(decision_id=decisions['decision_id'][~whole], reason='weights missing', off=np.nan))]
-    told = pd.DataFrame(dict(even=decisions['even'].to_numpy(float), repeat=decisions['repeat'].to_numpy(float), k=0)).fillna({'even': 0., 'repeat': 1.})
-    told['k'] = pd.Series(_lengths(decisions['slate'])).groupby([decisions['policy_id'].to_numpy(), decisions['model_version'].to_numpy()], dropna=False).transform('max')
-    for (even, repeat, k), some in told[whole].groupby(['even', 'repeat', 'k']):
-        r = some.index.to_numpy(); w = weights[r]
-        choice = Choice(w/np.maximum(w.sum(1, keepdims=True), 1e-300), even, w > 0, None if repeat == 1 else contexts.category[r], repeat)
-        parts.append(propensity_equality(decisions.iloc[r], contexts.candidates[r], choice, int(k), tolerance).set_index(decisions.index[r]))
+    drawn = drawn_by(decisions, contexts)
+    whole = np.zeros(len(decisions), bool)
+    for r, _ in drawn: whole[r] = True
+    parts = [pd.DataFrame(dict(decision_id=decisions['decision_id'][~whole], reason='weights missing', off=np.nan))]
+    places = pd.Series(lengths(decisions['slate'])).groupby([decisions['policy_id'].to_numpy(), decisions['model_version'].to_numpy()], dropna=False).transform('max').to_numpy()
+    for rows, choice in drawn:
+        for k in np.unique(places[rows]):
+            mine = places[rows] == k; r = rows[mine]
+            parts.append(propensity_equality(decisions.iloc[r], contexts.candidates[r], choice.rows(mine), int(k), tolerance).set_index(decisions.index[r]))
     return pd.concat(parts).reindex(decisions.index)
 
 # %% ../nbs/47_replay.ipynb #9a6f3e82
@@ -114,7 +105,7 @@ def distances(
     policies:dict,          # name in the log -> Policy at hand
 )->pd.DataFrame:            # (n, policies) total variation between logged weights and those of each policy; NaN where no weights are logged
     "How far each policy at hand is from what was logged."
-    weights = _matrix(decisions['weights'], contexts.candidates.shape[1], 0.); total = weights.sum(1)
+    weights = as_matrix(decisions['weights'], contexts.candidates.shape[1], 0.); total = weights.sum(1)
     logged = np.where(total[:, None] > 0, weights/np.maximum(total, 1e-300)[:, None], np.nan)
     return pd.DataFrame({name: .5*np.abs(p.weights(contexts) - logged).sum(1) for name, p in policies.items()}, index=decisions.index)
 
@@ -173,12 +164,6 @@ def complaints(
     return out
 
 # %% ../nbs/47_replay.ipynb #256b1080
-def served(cfg:PolicyConfig, folder='data/bundles')->dict: # name in the log -> Policy
-    "The policies that have decided for this log and are at hand."
-    kept = [(p.parent, from_dict(PolicyConfig, read_json(p), str(p))) for p in sorted(Path(folder).glob('*/policy.json'))]
-    policies = [bootstrap_policy(cfg)] + [model_policy(Recommender.load(p), own) if len(list(p.iterdir())) > 1 else bootstrap_policy(own, p.name) for p, own in kept] # without a model: popularity with other values
-    return {f'{p.policy_id}/{p.scorer.version}': p for p in policies}
-
 def run():
     "Compare what the log says of its decisions with their weights, with the policies at hand, and with their serial numbers."
     cfg, policy, run = load_params(ReplayConfig, 'replay'), load_params(PolicyConfig, 'policy'), load_params(RunConfig, 'run')
@@ -189,7 +174,7 @@ def run():
     told = usable[usable['weights'].notna()].reset_index(drop=True) if 'weights' in usable else usable.iloc[:0]
     contexts, policies = replace(contexts_of(told, features), personalise=told['personalised'].to_numpy(bool)), served(policy) # who gets a personal slate is as the log says
     same = weight_equality(told, contexts) if len(told) else pd.DataFrame(dict(reason=[], off=[]))
-    name = (told['policy_id'] + '/' + told['model_version']).to_numpy() if len(told) else np.zeros(0, object)
+    name = wrote(told) if len(told) else np.zeros(0, object)
     far = distances(told, contexts, policies) if len(told) else pd.DataFrame()
     who, wrong = mistaken(name, far), {}
     for own in np.unique(name):

@@ -1,6 +1,6 @@
 "Who is shown what: wishes, rules, exploration and exposure, and replay against the log that the same policy wrote."
 import contextlib, json, shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 import numpy as np, pandas as pd, pytest, yaml
 from conftest import small_params
 from scipy.special import ndtr
@@ -10,7 +10,8 @@ from telemetry_loop.config import TelemetryError, load_params
 from telemetry_loop.estimate import mean
 from telemetry_loop.features import contexts_of, read_features
 from telemetry_loop.choice import best_odds, choice_weights, position_marginals, slate_propensities
-from telemetry_loop.policy import (Policy, PolicyConfig, PopularityScorer, Rules, after_reset, bootstrap_policy, check_budget, exploration_cost, exposure, exposure_boosts, model_policy, random_policy, replay)
+from telemetry_loop.policy import (EvenScorer, Policy, PolicyConfig, PopularityScorer, Rules, after_reset, bootstrap_policy, check_budget, drawn_by, exploration_cost, exposure, exposure_boosts, model_policy, random_policy,
+    replay, under_all)
 from telemetry_loop.schema import Contexts
 from telemetry_loop.train import Recommender
 from test_choice import enumerate_slates
@@ -230,6 +231,30 @@ def test_rows_of_the_tiny_world_are_entries_of_their_candidates(tiny_run):
     offered = dict(zip(log['decision_id'], log['candidates']))
     assert all(set(c) == set(offered[d]) for d, c in candidates[candidates['position'] == 0].groupby('decision_id')['item_id'])
 
+def log_of(policies, who, seed=SEED): # each decision by the next policy in turn
+    turn = np.arange(len(who)) % len(policies); drawn = [p.decide(who.take([i]), np.random.default_rng((seed, i))) for i, p in ((i, policies[t]) for i, t in enumerate(turn))]
+    cut = lambda x, s: [v for v, item in zip(x, s.items[0].tolist()) if item]
+    return logged([cut(s.items[0].tolist(), s) for s in drawn], position_propensities=[cut(s.position_propensity[0].tolist(), s) for s in drawn], policy_id=[s.policy_id for s in drawn], model_version=[s.model_version for s in drawn],
+        candidates=[[x for x in row if x] for row in who.candidates.tolist()], weights=[s.weights[0][:(c != '').sum()].tolist() for s, c in zip(drawn, who.candidates)], even=[s.even for s in drawn], repeat=[s.repeat for s in drawn])
+
+@pytest.mark.parametrize('change', [{}, dict(explorer='epsilon'), dict(rules=replace(RULES, repeat=.3))], ids=['plain', 'epsilon', 'diverse'])
+def test_what_every_writer_would_have_shown_is_what_it_says_itself(change):
+    cfg = replace(CFG, **change)
+    who = replace(contexts('abcde', 'edcba', 'acebd', 'abc', 'ab', 'bcdae'), category=np.array([['x', 'x', 'y', 'y', '']]*6))
+    two = [Policy(Knows(a=2., b=1.), cfg, 'knows', 1., .2), Policy(EvenScorer(), cfg, 'evenly', 1., .2)]
+    log, at_hand = log_of(two, who), {'knows/toy': two[0], 'evenly/none': two[1]}
+    told = under_all(log, who, at_hand)
+    assert len(told) == 2*log['slate'].str.len().sum() and told['wrote'].mean() == .5 and not told.duplicated(['decision_id', 'position', 'logger']).any()
+    for name, p in at_hand.items():                                                       # whoever wrote it: what `replay` says of the same policy
+        rows, _ = replay(p, log, who); both = told[told['logger'] == name].merge(rows, on=['decision_id', 'position'])
+        assert len(both) == len(rows) and both['propensity_x'].to_numpy() == pytest.approx(both['target_prob'].to_numpy(), rel=1e-9)
+    rows, candidates = replay(two[0], log, who); shown_ = rows.merge(candidates, on=['decision_id', 'position', 'item_id'])
+    assert shown_['logging_prob'].to_numpy() == pytest.approx(shown_['propensity'].to_numpy(), rel=1e-9)        # all candidates, from the weights of the draw
+    assert candidates.groupby(['decision_id', 'position'])['logging_prob'].sum().round(9).tolist() == [1]*14 + [0] + [1]*3    # two candidates fill two positions
+    alone = under_all(log, who, {'knows/toy': two[0], 'evenly/none': None})                # a bundle that is gone: only its own word is left
+    assert alone[alone['logger'] == 'evenly/none']['wrote'].all() and len(alone) < len(told)
+    bare = log.assign(weights=None); assert drawn_by(bare, who) == [] and replay(two[0], bare, who)[1]['logging_prob'].isna().all()
+
 @pytest.fixture(scope='module')
 def tiny(tiny_run):
     with contextlib.chdir(tiny_run): f, cfg = read_features(), load_params(PolicyConfig, 'policy')
@@ -238,6 +263,35 @@ def tiny(tiny_run):
 
 def far(rows): # -> (decisions,) largest relative difference between the two propensities of a decision
     return (rows['target_prob']/rows['propensity'] - 1).abs().groupby(rows['decision_id'], sort=False).max().to_numpy()
+
+def test_half_of_the_tiny_world_met_another_policy_and_the_stages_weigh_by_both(tiny, tiny_run, tmp_path):
+    "Half of the users meet a policy that shows every candidate alike: what it would have shown is known to the digit, what it showed the other half did not, and the mixture adds up."
+    from telemetry_loop import ope
+    for name in ('features', 'train'): (tmp_path/'artifacts').mkdir(exist_ok=True); (tmp_path/'artifacts'/name).symlink_to(tiny_run/'artifacts'/name)
+    d, even = tiny['decisions'].copy(), replace(tiny['cfg'], bootstrap_power=0.)
+    half = d['user_id'].isin(np.sort(d['user_id'].unique())[::2]).to_numpy()
+    s = bootstrap_policy(even, 'evenly').decide(tiny['contexts'].take(half), np.random.default_rng(SEED))
+    full = lambda x, like: [list(row)[:len(l)] for row, l in zip(x.tolist(), like)]
+    for name, x in dict(slate=s.items, propensities=s.propensity, position_propensities=s.position_propensity).items(): column = d[name].tolist(); [column.__setitem__(i, v) for i, v in zip(np.flatnonzero(half), full(x, d['slate'][half]))]; d[name] = column
+    column = d['weights'].tolist(); [column.__setitem__(i, v) for i, v in zip(np.flatnonzero(half), full(s.weights, d['candidates'][half]))]; d['weights'] = column
+    d['policy_id'] = np.where(half, 'evenly', d['policy_id'])
+    (tmp_path/'artifacts/sessions/decisions').mkdir(parents=True); d.to_parquet(tmp_path/'artifacts/sessions/decisions/all.parquet')
+    (tmp_path/'data/bundles/evenly').mkdir(parents=True); (tmp_path/'data/bundles/evenly/policy.json').write_text(json.dumps(asdict(even)))
+    shutil.copy(tiny_run/'params.yaml', tmp_path); (tmp_path/'metrics').mkdir(); (tmp_path/'metrics/replay.json').write_text(json.dumps({'complaints': []}))
+    with contextlib.chdir(tmp_path): policy.run(); ope.run()
+    rows, loggers = (pd.read_parquet(tmp_path/f'artifacts/policy/{name}.parquet') for name in ('rows', 'loggers'))
+    said, offered = json.loads((tmp_path/'metrics/ope.json').read_text()), d.set_index('decision_id')['candidates'].str.len()
+    theirs = loggers[(loggers['logger'] == 'evenly/none') & ~loggers['wrote']]
+    assert len(loggers) == 2*len(rows) > 2000 and .3 < loggers['wrote'][loggers['logger'] == 'evenly/none'].mean() < .7
+    assert np.isclose(theirs['propensity'], 1/offered[theirs['decision_id']].to_numpy(), rtol=1e-9).mean() > .7     # whoever muted nothing
+    mine = rows.merge(loggers[loggers['wrote']], on=['decision_id', 'position']); assert (mine['propensity_x'] == mine['propensity_y']).all()
+    names, p, writer = ope.logged_by(rows, loggers); day = rows['event_time'].dt.normalize().to_numpy()
+    from telemetry_loop.many import balanced_weight
+    for target in (rows['target_prob'].to_numpy(), p[:, 0], p[:, 1]):                      # any policy's weights average 1 under the mixture
+        w = balanced_weight(target, p, writer, day); assert abs(w.mean() - 1) < 4*w.std()/np.sqrt(len(w)) + .005
+    found = said['gain']; assert said['otherwise']['balanced'] == {'policies': ['evenly/none', 'popularity/none'], 'left_out': None} and said['support']['verdict'] != 'refuse'
+    assert found['balanced']['ci_lower'] < found['ips']['value'] < found['balanced']['ci_upper'] and found['balanced']['value'] != found['ips']['value']
+    assert {'mips', 'offcem'} <= set(found) and said['otherwise']['mips']['tried'][0]['value'] == pytest.approx(said['estimates']['ips']['value'], rel=1e-6) # every item alone
 
 def test_replaying_the_policy_that_logged_gives_the_logged_propensities(tiny, tiny_run):
     """Given the click counts that the policy saw, which a second life of the same world tells, every logged propensity comes back, to the nine digits that were logged.
