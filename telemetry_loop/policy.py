@@ -230,8 +230,8 @@ def drawn_by(
 )->list:                    # of (rows, their Choice); a decision without one weight a candidate is in none
     "The distributions that the log says its slates were drawn from."
     told = decisions.reset_index(drop=True).reindex(columns=['weights', 'even', 'repeat', 'candidates'])
-    whole, weights, out = lengths(told['weights']) == lengths(told['candidates']), as_matrix(told['weights'], contexts.candidates.shape[1], 0.), []
-    for (even, repeat), some in told[whole].astype({'even': float, 'repeat': float}).fillna({'even': 0., 'repeat': 1.}).groupby(['even', 'repeat']):
+    whole, weights, out = (size := lengths(told['weights'])) == lengths(told['candidates']), as_matrix(told['weights'], contexts.candidates.shape[1], 0.), []
+    for (even, repeat), some in told[whole & (size > 0)].astype({'even': float, 'repeat': float}).fillna({'even': 0., 'repeat': 1.}).groupby(['even', 'repeat']):
         r = some.index.to_numpy(); w = weights[r]
         out.append((r, Choice(w/np.maximum(w.sum(1, keepdims=True), 1e-300), even, w > 0, None if repeat == 1 else contexts.category[r], repeat)))
     return out
