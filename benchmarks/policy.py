@@ -13,7 +13,8 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from telemetry_loop.config import load_params
-from telemetry_loop.policy import Choice, Policy, PolicyConfig, PopularityScorer, choice_weights, draw_slates, position_marginals
+from telemetry_loop.choice import Choice, choice_weights, draw_slates, position_marginals
+from telemetry_loop.policy import Policy, PolicyConfig, PopularityScorer
 from telemetry_loop.schema import Contexts
 SEED, LIMITS = 7, {'slates_per_s': 20_000., 'p99_ms': 3., 'off_one': 1e-9, 'speedup': 20.}
 

@@ -1,6 +1,6 @@
 "Slates logged evenly, with a reward whose truth is known."
 import numpy as np, pandas as pd
-from telemetry_loop.reward import Tables
+from telemetry_loop.estimators import Tables
 
 TABLES = Tables(bins=12, penalty=20.)
 

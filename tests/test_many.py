@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from telemetry_loop.config import TelemetryError
 from telemetry_loop.estimate import standard_error, wald
 from telemetry_loop.many import balanced_ips, balanced_weight, choose_by_split, cluster_prob, clusters_of, cvar, mips, offcem, paired_difference, rank_correlation, regret_at_k, reward_quantile, sharpe_at_k, slope
-from telemetry_loop.ope import corrected, dm, dr, ips, snips
+from telemetry_loop.estimators import corrected, dm, dr, ips, snips
 from telemetry_loop.support import support_verdict, widening
 from telemetry_loop.train import Recommender
 from slate_log import softmax
@@ -121,6 +121,14 @@ def test_the_number_of_clusters_is_set_by_the_data(thousand):
     assert rmse([t.value - world.truth for t in tuned]) < rmse([ips(r, w)[0] - world.truth for k, i, r, w in logs[:60]])/3
     assert np.mean([t.setting in (50, 20) for t in tuned]) > .5
 
+def test_paired_slope_sees_bias_that_shared_luck_hides():
+    "Light weights and moods that differ between people: separate intervals overlap, their difference does not; without bias both agree."
+    rng = np.random.default_rng(SEED); n = 4000; item = rng.integers(8, size=n); t = np.where(np.arange(8) < 4, .2, .05)
+    for direct, paired, plain in ((1., 8, 2), (0., 2, 2)):
+        r = 5*rng.normal(size=n//10)[np.arange(n)//10] + 2*(item % 2) + direct*(item < 4); w = {8: t[item]*8, 2: np.ones(n)}
+        found = [slope(lambda k: corrected(r - r.mean(), w[k]), [8, 2], np.arange(n)//10, paired=p).setting for p in (True, False)]
+        assert found == [paired, plain], found
+
 # ---------------------------------------------------------------- several loggers
 WRITERS, WANTED, PAYS = np.array([[.97, .02, .01], [.05, .15, .8]]), np.array([.1, .2, .7]), np.array([.2, .5, .9])
 def written(rng, n=2000):
@@ -145,6 +153,16 @@ def test_balanced_weights_average_one_with_unequal_shares():
     a = (WRITERS[logger].cumsum(1) > rng.random((200_000, 1))).argmax(1)
     assert balanced_weight(WANTED[a], WRITERS.T[a], logger).mean() == pytest.approx(1, abs=.01)
     assert abs((WANTED[a]/WRITERS.T[a].mean(1)).mean() - 1) > .05    # equal shares, where nine tenths are one policy's
+
+def test_a_policy_that_follows_another_has_a_mixture_of_its_own_time():
+    "The second week pays more and is another policy's: one mixture for both is wrong, one a week is IPS of the policy that wrote."
+    rng = np.random.default_rng(SEED); week = np.arange(40_000) // 20_000
+    a = (WRITERS[week].cumsum(1) > rng.random((40_000, 1))).argmax(1); r = PAYS[a] + week
+    of = lambda **by: balanced_ips(r, WANTED[a], WRITERS.T[a], week, **by)
+    own = ips(r, WANTED[a]/WRITERS[week, a])
+    assert of(group=week)[0] == pytest.approx(own[0], rel=1e-12) and abs(own[0] - (WANTED@PAYS + .5)) < 4*standard_error(own[1])
+    assert abs(of()[0] - (WANTED@PAYS + .5)) > 10*standard_error(of()[1])
+    assert of(group=0*week)[0] == of()[0]
 
 @pytest.mark.parametrize('change, says', [
     (dict(propensity=np.full(4, .5)), 'propensity has shape'), (dict(logger=[0, 1]), r'logger \(2,\) for 4 rows'),

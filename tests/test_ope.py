@@ -2,13 +2,14 @@
 import json
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
-from telemetry_loop import ope
+from telemetry_loop import estimators, ope
 from telemetry_loop.config import TelemetryError, read_json, write_json
-from telemetry_loop.ope import KNOBS, OpeConfig, clipped, dm, dr, dr_os, evaluate, evidence, ips, sndr, snips, sub_gaussian, switch_dr, tune
-from telemetry_loop.reward import cross_fit
+from telemetry_loop.ope import OpeConfig, evaluate, evidence
+from telemetry_loop.estimators import KNOBS, clipped, dm, dr, dr_os, ips, sndr, snips, sub_gaussian, switch_dr, tune
+from telemetry_loop.estimators import cross_fit
 from telemetry_loop.stream import evaluate_log
 from slate_log import TABLES, slates, softmax
-from telemetry_loop.support import DEFAULT_LIMITS, widening
+from telemetry_loop.support import DEFAULT_LIMITS, SupportConfig, widening
 from telemetry_loop.estimate import standard_error
 
 SEED, REPLICATIONS = 20261, 400  # declared once
@@ -199,8 +200,10 @@ def test_stage(tmp_path, monkeypatch):
     import yaml
     monkeypatch.chdir(tmp_path)
     rows, candidates, truth = slates()
+    none_of = pd.DataFrame(dict(item_id=[], vector=[])), pd.DataFrame(dict(decision_id=[], position=[], logger=[], propensity=[], wrote=[]))
     def stage(rows, candidates, complaints=()):
         (tmp_path/'artifacts/policy').mkdir(parents=True, exist_ok=True)
+        for name, table in zip(('items', 'loggers'), none_of): table.to_parquet(f'artifacts/policy/{name}.parquet')
         rows.to_parquet('artifacts/policy/rows.parquet'); candidates.to_parquet('artifacts/policy/candidates.parquet')
         write_json('metrics/policy.json', {'unsupported_mass': {'value': 0. if len(rows) else None, 'ci_lower': None, 'ci_upper': None, 'n': len(rows)}})
         write_json('metrics/replay.json', {'complaints': list(complaints)})
@@ -231,8 +234,101 @@ def test_people_drawn_again_agree_with_the_delta_method():
     "Users with several rows each: drawn one by one their rows would seem to say more than they do."
     rng, n = np.random.default_rng(SEED), 1500
     user = np.repeat(np.arange(n//5), 5); w = np.exp(rng.normal(size=n//5)[user] + .3*rng.normal(size=n) - .5); r = .6 + .2*rng.normal(size=n//5)[user] + .1*rng.normal(size=n)
-    value, influence = ope.snips(r, w)
-    again = lambda cluster: ope.bootstrap(lambda m: (m*w*r).sum()/(m*w).sum(), n, cluster, 600, SEED)
+    value, influence = estimators.snips(r, w)
+    again = lambda cluster: estimators.bootstrap(lambda m: (m*w*r).sum()/(m*w).sum(), n, cluster, 600, SEED)
     length = lambda ends: ends[1] - ends[0]
     assert length(again(user)) == pytest.approx(2*1.96*standard_error(influence, user), rel=.12) and length(again(None)) < .6*length(again(user))
-    assert ope.sub_gaussian(np.array([1., 0., 1.]), np.array([0., .5, 2.]), 1.)[0] == pytest.approx(1/3) # a row the target cannot show counts nothing, whatever the mix
+    assert estimators.sub_gaussian(np.array([1., 0., 1.]), np.array([0., .5, 2.]), 1.)[0] == pytest.approx(1/3) # a row the target cannot show counts nothing, whatever the mix
+
+# ---------------------------------------------------------------- weighed otherwise
+ITEMS, GROUPS = 60, 6
+def grouped(seed=SEED, n=4000, direct=0.):
+    "60 items in 6 groups that earn alike but for `direct`; 20 candidates a decision, even logging, a target with a favourite group and favourites in it -> rows, candidates, vectors, true gain."
+    rng = np.random.default_rng(seed); i = np.arange(n)[:, None]
+    offer = np.argsort(rng.random((n, ITEMS)), axis=1)[:, :20]; group, star = offer % GROUPS, offer < 12
+    prob = np.exp(.5*(group == 0) + 2.5*star); prob /= prob.sum(1, keepdims=True)
+    like = .3 + .4*(group == 0) + direct*star
+    shown = rng.integers(20, size=n)[:, None]; earned = (rng.random((n, 1)) < like[i, shown])*1.; name = np.char.add('d', np.arange(n).astype(str))
+    plain = dict(position=0, score=0., log_popularity=0.)
+    rows = pd.DataFrame(dict(decision_id=name, user_id=np.char.add('u', (np.arange(n)//4).astype(str)), who='anybody', item_id=offer[i, shown].ravel().astype(str), reward=earned.ravel(), clicked=earned.ravel(), satisfied=earned.ravel(), hidden=0.,
+        propensity=1/20, target_prob=prob[i, shown].ravel(), event_time=pd.Timestamp('2026-01-01') + pd.to_timedelta(np.arange(n)//1000, 'D'), seq=np.arange(n)) | plain)
+    candidates = pd.DataFrame(dict(decision_id=np.repeat(name, 20), item_id=offer.ravel().astype(str), target_prob=prob.ravel(), logging_prob=1/20) | plain)
+    vectors = pd.DataFrame(dict(item_id=np.arange(ITEMS).astype(str), vector=list(np.eye(GROUPS)[np.arange(ITEMS) % GROUPS] + .01*rng.normal(size=(ITEMS, GROUPS)))))
+    return rows, candidates, vectors, float(((prob - 1/20)*like).sum(1).mean())
+def weighed(seed=SEED, log=None, **more):
+    rows, candidates, vectors, truth = log or grouped(seed)
+    return evidence(rows, candidates, CFG, DEFAULT_LIMITS, 7, **dict(vectors=vectors) | more)[0], truth
+span = lambda e: e['ci_upper'] - e['ci_lower']
+
+def test_similar_items_together_tell_more_where_they_earn_alike(monkeypatch):
+    monkeypatch.setattr(ope, 'CLUSTERS', (GROUPS,))
+    found = [weighed(s) for s in range(20)]
+    for name, plain in (('mips', 'ips'), ('offcem', 'dr')):
+        assert np.mean([said['otherwise'][name]['clusters'] == GROUPS for said, _ in found]) > .8 and np.mean([said['otherwise'][name]['broken'] for said, _ in found]) <= .2
+        near = [(said['gain'], truth) for said, truth in found if not said['otherwise'][name]['broken']]
+        assert np.mean([g[name]['ci_lower'] <= truth <= g[name]['ci_upper'] for g, truth in near]) >= .85
+        assert np.median([span(g[name])/span(g[plain]) for g, _ in near]) < .9
+
+def test_a_direct_effect_is_seen_and_its_line_says_so(monkeypatch):
+    "Clusters that cut the favourites together with the others of their group, and no single items to fall back on."
+    monkeypatch.setattr(ope, 'CLUSTERS', (GROUPS,))
+    real = ope.cluster_weights; monkeypatch.setattr(ope, 'cluster_weights', lambda *a: {GROUPS: real(*a)[GROUPS]})
+    said, _ = weighed(log=grouped(direct=.25)); fine, _ = weighed()
+    assert said['otherwise']['mips']['broken'] and said['gain']['mips']['value'] is not None and said['gain']['mips']['ci_lower'] is None and said['estimates']['mips']['ci_lower'] is None
+    assert said['otherwise']['mips']['apart']['ci_upper'] < 0 and not fine['otherwise']['mips']['broken'] and fine['gain']['mips']['ci_lower'] is not None
+    from telemetry_loop.value import agreement
+    assert 'no interval is claimed' in agreement(said) and 'no interval is claimed' not in agreement(fine)
+
+def test_where_favourites_earn_more_than_their_group_items_stay_single():
+    said, truth = weighed(log=grouped(direct=.25)); by = said['otherwise']
+    assert by['mips']['alone'] and not by['mips']['broken'] and said['gain']['mips']['value'] == pytest.approx(said['gain']['ips']['value']) and said['gain']['mips']['ci_lower'] < truth < said['gain']['mips']['ci_upper']
+    assert [x['clusters'] for x in by['mips']['tried']] == [60, 16, 4] and abs(by['mips']['tried'][-1]['value'] - by['mips']['tried'][0]['value']) > .05
+
+def test_every_item_alone_is_ips_and_a_dropped_logging_probability_is_not_believed():
+    rows, candidates, vectors, _ = grouped()
+    weights = ope.cluster_weights(rows, candidates, vectors, 7)
+    assert list(weights) == [60, 16, 4] and weights[60] == pytest.approx(rows.target_prob/rows.propensity) and all(abs(w.mean() - 1) < 4*w.std()/np.sqrt(len(w)) for w in weights.values())
+    strangers = ope.cluster_weights(rows, candidates, vectors[:40], 7)                     # items the model does not know stand alone
+    assert list(strangers) == [60, 16, 4] and all(abs(w.mean() - 1) < 4*w.std()/np.sqrt(len(w)) for w in strangers.values())
+    for lost in (candidates.drop(columns='logging_prob'), candidates.assign(logging_prob=np.where(candidates.index == 5, np.nan, .05))):
+        said, _ = weighed(log=(rows, lost, vectors, 0.))
+        assert 'mips' not in said['gain'] and 'log the weights of the draw' in said['otherwise']['mips']['left_out'] and 'keep the bundles' in said['otherwise']['balanced']['left_out']
+
+def two_wrote(seed=SEED, n=6000):
+    "Nine users of ten meet a policy that hardly shows what the target wants, the tenth one that does -> rows, candidates, loggers, true gain."
+    rng = np.random.default_rng(seed); draws = np.array([[.97, .02, .01], [.05, .15, .8]]); wanted, pays = np.array([.1, .2, .7]), np.array([.2, .5, .9])
+    user = np.arange(n)//6; by = (user % 10 == 0)*1
+    a = (draws[by].cumsum(1) > rng.random((n, 1))).argmax(1); earned = (rng.random(n) < pays[a])*1.; name = np.char.add('d', np.arange(n).astype(str)); plain = dict(position=0, log_popularity=0.)
+    rows = pd.DataFrame(dict(decision_id=name, user_id=user, who='anybody', item_id=a.astype(str), reward=earned, clicked=earned, satisfied=earned, hidden=0., propensity=draws[by, a], target_prob=wanted[a], score=a*1., event_time=pd.Timestamp('2026-01-01'), seq=np.arange(n)) | plain)
+    candidates = pd.DataFrame(dict(decision_id=np.repeat(name, 3), item_id=np.tile(list('012'), n), target_prob=np.tile(wanted, n), score=np.tile(np.arange(3.), n)) | plain)
+    loggers = pd.concat([pd.DataFrame(dict(decision_id=name, position=0, logger=f'policy {l}', propensity=draws[l, a], wrote=by == l)) for l in (0, 1)])
+    share = np.bincount(by, minlength=2)/n
+    return rows, candidates, loggers.sample(frac=1, random_state=1), float(wanted@pays - share@draws@pays)
+
+def test_where_one_policy_hardly_covers_the_target_the_mixture_does():
+    wide = SupportConfig(**(DEFAULT_LIMITS.__dict__ | dict(khat_widen=9., khat_refuse=9., min_ess=1., trust_ess=1., max_weight_share=1., mean_weight_tolerance=1.)))
+    found = [(evidence(rows, candidates, CFG, wide, 7, loggers=loggers)[0], truth) for rows, candidates, loggers, truth in map(two_wrote, range(30))]
+    assert all(said['otherwise']['balanced'] == {'policies': ['policy 0', 'policy 1'], 'left_out': None} for said, _ in found)
+    error = np.array([[said['gain'][name]['value'] - truth for name in ('ips', 'balanced')] for said, truth in found])
+    assert error[:, 1].std() < error[:, 0].std()/2 and abs(error[:, 1].mean()) < 4*error[:, 1].std()/np.sqrt(30)
+    assert np.mean([said['gain']['balanced']['ci_lower'] <= truth <= said['gain']['balanced']['ci_upper'] for said, truth in found]) >= .85
+    assert np.median([span(said['gain']['ips'])/span(said['gain']['balanced']) for said, _ in found]) > 1.3
+    rows, candidates, loggers, _ = two_wrote()
+    swapped = loggers.assign(wrote=~loggers.wrote)
+    right, wrong = (evidence(rows, candidates, CFG, wide, 7, loggers=x)[0]['estimates']['balanced']['value'] for x in (loggers, swapped))
+    assert abs(wrong - right) > .1                                                         # who wrote which row matters
+
+def test_one_policy_is_its_own_mixture_and_unknown_ones_are_left_out():
+    rows, candidates, _, _ = grouped(); one = rows[['decision_id', 'position', 'propensity']].assign(logger='only', wrote=True)
+    said, _ = weighed(loggers=one)
+    assert {k: said[k]['balanced'] for k in ('estimates', 'gain')} == {k: said[k]['ips'] for k in ('estimates', 'gain')}
+    both = pd.concat([one[:2000], one[2000:].assign(logger='other')])                      # each known only where it wrote
+    said, _ = weighed(loggers=both)
+    assert 'balanced' not in said['gain'] and 'keep the bundles' in said['otherwise']['balanced']['left_out']
+
+def test_a_refused_log_silences_them_too():
+    rows, candidates, vectors, _ = grouped(); one = rows[['decision_id', 'position', 'propensity']].assign(logger='only', wrote=True)
+    said, _ = weighed(loggers=one, complaints=('version: mixed up',))
+    for name in ('balanced', 'mips', 'offcem'):
+        assert said['gain'][name]['value'] is None and said['estimates'][name]['ci_lower'] is None and said['estimates'][name]['value'] is not None
+    assert not said['otherwise']['mips']['broken'] and (said['otherwise']['mips']['alone'] or said['otherwise']['mips']['apart']['ci_lower'] is None)

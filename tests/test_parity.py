@@ -2,7 +2,8 @@
 import json
 from pathlib import Path
 import numpy as np, pytest
-from telemetry_loop.ope import clipped, corrected, dm, dr, dr_os, evaluate, ips, sndr, snips, sub_gaussian, switch_dr
+from telemetry_loop.ope import evaluate
+from telemetry_loop.estimators import clipped, corrected, dm, dr, dr_os, ips, sndr, snips, sub_gaussian, switch_dr
 
 OBP = json.loads((Path(__file__).parent/'obp.json').read_text())
 BANDITS = [name for name in OBP if name in ('near', 'uniform', 'against')]

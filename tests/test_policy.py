@@ -1,42 +1,24 @@
-"Propensities that are probabilities: against enumeration, against frequencies, and against the log that the same policy wrote."
+"Who is shown what: wishes, rules, exploration and exposure, and replay against the log that the same policy wrote."
 import contextlib, json, shutil
-from dataclasses import replace
-from fractions import Fraction
-from itertools import permutations
+from dataclasses import asdict, replace
 import numpy as np, pandas as pd, pytest, yaml
 from conftest import small_params
-from hypothesis import given, settings, strategies as st
-from hypothesis.extra.numpy import arrays
 from scipy.special import ndtr
 from telemetry_loop import policy
 from telemetry_loop.replay import replay_equality
 from telemetry_loop.config import TelemetryError, load_params
 from telemetry_loop.estimate import mean
 from telemetry_loop.features import contexts_of, read_features
-from telemetry_loop.policy import (Choice, Policy, PolicyConfig, PopularityScorer, Rules, _marginals_exact, _marginals_race, after_reset, best_odds, bootstrap_policy, check_budget, choice_weights, draw_slates,
-    exploration_cost, exposure, exposure_boosts, model_policy, position_marginals, random_policy, replay, retrieve, slate_propensities)
+from telemetry_loop.choice import best_odds, choice_weights, position_marginals, slate_propensities
+from telemetry_loop.policy import (EvenScorer, Policy, PolicyConfig, PopularityScorer, Rules, after_reset, bootstrap_policy, check_budget, drawn_by, exploration_cost, exposure, exposure_boosts, model_policy, random_policy,
+    replay, under_all)
 from telemetry_loop.schema import Contexts
 from telemetry_loop.train import Recommender
+from test_choice import enumerate_slates
 
 SEED = 40                                                              # of every draw
 RULES = Rules(blocked=[], exclude_seen=False, less=.1, repeat=1., boosts={})
 CFG = PolicyConfig(slate=3, temperature=.7, explorer='plackett-luce', exploration=.1, budget=.5, objective='satisfaction', bootstrap_power=.5, bootstrap_exploration=.4, rules=RULES)
-quick = settings(max_examples=100, deadline=None, derandomize=True, database=None)
-
-def enumerate_slates(w, k): # -> {slate: probability} under Plackett-Luce
-    found = {}
-    for slate in permutations(range(len(w)), k):
-        p, out = 1., []
-        for i in slate: p *= w[i]/sum(w[j] for j in range(len(w)) if j not in out); out.append(i)  # summed, never subtracted
-        found[slate] = p
-    return found
-
-def enumerate_places(w, k): # -> (m, k) P(item at position)
-    place = np.zeros((len(w), k))
-    for slate, p in enumerate_slates(w, k).items(): place[list(slate), range(k)] += p
-    return place
-
-def weights(n, m, spread=2., exploration=.1, seed=SEED): return choice_weights(spread*np.random.default_rng(seed).normal(size=(n, m)), np.ones((n, m), bool), 1., exploration)
 
 class Knows: # a scorer that reads scores from the candidates' names
     version = 'toy'
@@ -48,99 +30,6 @@ def contexts(*offers, popularity=None, history='h', personalise=True):
     candidates = np.array([list(o) + ['']*(m - len(o)) for o in offers], dtype='<U8')
     return Contexts(user_id=np.array([f'u{i}' for i in range(n)]), time=np.full(n, np.datetime64('2025-01-06', 'ms')), candidates=candidates, popularity=np.zeros((n, m)) if popularity is None else popularity,
                     history=np.full((n, 1), history), personalise=np.full(n, personalise))
-
-# --- weights
-
-scored = st.tuples(st.integers(1, 4), st.integers(1, 6)).flatmap(lambda shape: st.tuples(
-    arrays(float, shape, elements=st.floats(-1e6, 1e6) | st.floats(-3, 3) | st.just(float('nan'))), arrays(bool, shape), st.floats(.05, 20), st.floats(0, 1)))
-
-@quick
-@given(scored)
-def test_weights_are_probabilities_with_a_floor_and_none_for_padding(case):
-    scores, there, temperature, exploration = case
-    w, size = choice_weights(scores, there, temperature, exploration), there.sum(1, keepdims=True)
-    assert np.isfinite(w).all() and (w[~there] == 0).all()
-    assert np.allclose(w.sum(1), there.any(1), atol=1e-12)
-    assert (w >= there*exploration/np.maximum(1, size)*(1 - 1e-12)).all()               # everything real is explored
-    for row, s, t in zip(w, scores, there):                                              # and the better never has less
-        known = t & ~np.isnan(s)
-        assert (np.diff(row[known][np.argsort(s[known], kind='stable')]) >= -1e-15).all()
-        unknown = row[t & np.isnan(s)]
-        if known.any() and len(unknown): assert row[known].min() - 1e-15 <= unknown.min() == unknown.max() <= row[known].max() + 1e-15
-    assert np.array_equal(choice_weights(np.where(there, scores, 1e9), there, temperature, exploration), w)   # padding has no say
-
-def test_temperature_is_the_odds_of_scores():
-    w = choice_weights(np.array([[1., 3.]]), np.ones((1, 2), bool), .5, 0.)
-    assert w[0, 1]/w[0, 0] == pytest.approx(np.exp(2/.5))
-    assert choice_weights(np.array([[1., 3.]]), np.ones((1, 2), bool), .5, 1.).tolist() == [[.5, .5]]
-
-@pytest.mark.parametrize('temperature,exploration', [(0., .1), (-1., .1), (1., -.01), (1., 1.01)])
-def test_impossible_settings_are_refused(temperature, exploration):
-    with pytest.raises(TelemetryError, match='correct section policy of params.yaml') as refused: choice_weights(np.zeros((1, 2)), np.ones((1, 2), bool), temperature, exploration)
-    assert len(str(refused.value).splitlines()) == 1
-
-# --- draws
-
-@pytest.mark.parametrize('k', [1, 2, 3, 4])
-def test_slates_come_as_often_as_they_should(k):
-    "Every slate and every item at every position, within 4.5 standard errors; chi-square of the slates within 5 of its own."
-    n, w = 60_000, weights(1, 4, exploration=.2)[0]
-    chosen, _ = draw_slates(np.tile(w, (n, 1)), k, np.random.default_rng(SEED))
-    at = np.stack([(chosen == i).mean(0) for i in range(4)])
-    place = position_marginals(w[None], k)[0]
-    assert (np.abs(at - place) <= 4.5*np.sqrt(place*(1 - place)/n) + 1e-12).all()
-    p = enumerate_slates(w, k)
-    code = chosen @ 4**np.arange(k)
-    seen = np.array([(code == np.dot(s, 4**np.arange(k))).sum() for s in p]); due = n*np.array(list(p.values()))
-    assert seen.sum() == n and ((seen - due)**2/due).sum() < len(p) - 1 + 5*np.sqrt(2*(len(p) - 1) + 1)
-
-@quick
-@given(st.integers(1, 5), st.integers(1, 4), st.floats(0, 8), st.integers(0, 99))
-def test_propensities_multiply_to_the_probability_of_the_slate(m, k, spread, seed):
-    k, w = min(k, m), weights(1, m, spread, .1, seed)[0]
-    p = enumerate_slates(w, k)
-    assert sum(p.values()) == pytest.approx(1, abs=1e-9)
-    chosen, conditional = draw_slates(np.tile(w, (50, 1)), k, np.random.default_rng(seed))
-    assert ((conditional > 0) & (conditional <= 1)).all()
-    assert np.allclose(conditional.prod(1), [p[tuple(c)] for c in chosen.tolist()], rtol=1e-9)
-
-# --- marginals
-
-@quick
-@given(st.integers(3, 6), st.floats(0, 40), st.sampled_from([.01, .1, 1.]), st.integers(0, 99))
-def test_marginals_are_enumerated_ones_however_peaked_the_scores(m, spread, exploration, seed):
-    w = weights(3, m, spread, exploration, seed)
-    for k in (1, 2, 3): assert np.allclose(position_marginals(w, k), [enumerate_places(r, k) for r in w], atol=1e-10)
-    if m > 3: assert np.allclose(position_marginals(w, 4), [enumerate_places(r, 4) for r in w], atol=1e-7)
-
-@quick
-@given(st.integers(1, 12), st.integers(1, 6), st.floats(0, 10), st.integers(0, 99), st.integers(0, 11))
-def test_marginals_fill_every_position_once_and_no_item_twice(m, k, spread, seed, absent):
-    there = np.arange(m) != absent
-    if not there.any(): return
-    w = choice_weights(spread*np.random.default_rng(seed).normal(size=(2, m)), np.tile(there, (2, 1)), 1., .1)
-    place, size = position_marginals(w, k), there.sum()
-    assert place.shape == (2, m, k) and (place >= 0).all() and (place[:, ~there] <= 1e-12).all()
-    assert np.allclose(place.sum(1), np.arange(k) < size, atol=1e-7)                     # each position, while candidates last
-    assert np.allclose(place.sum(2)[:, there], 1, atol=1e-7) if k >= size else (place.sum(2) <= 1 + 1e-7).all()
-
-def test_two_ways_to_the_same_marginals():
-    w = weights(40, 24, 3., .05)
-    for k in (1, 2, 3): assert np.allclose(_marginals_exact(w, k), _marginals_race(w, k), rtol=1e-7, atol=1e-10)
-    four = position_marginals(w, 4)
-    assert np.allclose(four[:, :, :3], position_marginals(w, 3), rtol=1e-7, atol=1e-10)   # a longer slate begins the same
-
-def test_marginals_do_not_depend_on_how_many_are_asked_at_once():
-    w = weights(300, 80)                                                                  # more rows than one block holds at four positions
-    assert np.allclose(position_marginals(w, 4)[[0, 150, 299]], position_marginals(w[[0, 150, 299]], 4), rtol=1e-7)
-    assert position_marginals(w[:0], 3).shape == (0, 80, 3)
-
-LOST = pytest.mark.xfail(strict=True, reason='the race does not run long enough for weights below 1e-9')
-
-@pytest.mark.parametrize('w,k', [([1., 1e-17, 1e-18], 2), ([1., 1e-17, 1e-18], 3), ([1 - 1e-7, 1e-7, 1e-14], 3), ([.5, .5 - 1e-9, 1e-9], 3), ([.6, .4, 1e-7, 1e-8], 4),
-    ([.5, .5, 1e-17], 3), pytest.param([.6, .4, 1e-11, 1e-12], 4, marks=LOST)])
-def test_marginals_are_probabilities_without_exploration_too(w, k):
-    assert np.allclose(position_marginals(np.array([w]), k)[0], enumerate_places(w, k), atol=1e-6)
 
 # --- policies
 
@@ -171,97 +60,9 @@ def test_the_first_policy_weighs_by_clicks_and_explores_its_share():
     w = bootstrap_policy(CFG).weights(contexts('abc', popularity=np.array([[8., 0., 3.]])))[0]
     assert w == pytest.approx(.6*np.array([3., 1., 2.])/6 + .4/3)                         # (1 + clicks)**.5
 
-# --- candidates
-
-def test_candidates_are_the_best_and_a_lucky_rest_as_often_as_said():
-    n, scores = 20_000, np.array([5., np.nan, 4., 3., 2., 1., 0., 9.])
-    allowed = np.array([True]*7 + [False])
-    columns, offered = retrieve(np.tile(scores, (n, 1)), np.tile(allowed, (n, 1)), 4, .5, np.random.default_rng(SEED))
-    assert (columns[:, :2] == [0, 2]).all() and (offered[:, :2] == 1).all()              # the best that is allowed, best first
-    assert all(len(set(c)) == 4 for c in columns[:500].tolist()) and np.allclose(offered[:, 2:], 2/5)
-    lucky = np.bincount(columns[:, 2:].ravel(), minlength=8)/n
-    due = np.array([0, .4, 0, .4, .4, .4, .4, 0])                                        # an unknown item has its luck too
-    assert (np.abs(lucky - due) <= 4.5*np.sqrt(due*(1 - due)/n)).all()
-
-def test_too_small_a_catalogue_leaves_candidates_empty():
-    columns, offered = retrieve(np.array([[1., 2., 3.]]), np.array([[True, False, True]]), 4, .5, np.random.default_rng(SEED))
-    assert columns[0].tolist() == [2, 0, -1, -1] and (offered == 1).all()
-    assert retrieve(np.zeros((2, 3)), np.zeros((2, 3), bool), 2, .5, np.random.default_rng(SEED))[0].tolist() == [[-1, -1]]*2
-    assert retrieve(np.zeros((1, 3)), np.ones((1, 3), bool), 2, 1., np.random.default_rng(SEED))[1].tolist() == [[2/3, 2/3]]
-    with pytest.raises(TelemetryError, match='luck is a share within 0..1'): retrieve(np.zeros((1, 3)), np.ones((1, 3), bool), 2, 1.5, np.random.default_rng(SEED))
-
-# --- every explorer, and diversity
-
-def choice_of(m, even, repeat, spread=2., seed=SEED, n=1, absent=()):
-    rng = np.random.default_rng(seed)
-    there = np.tile(~np.isin(np.arange(m), absent), (n, 1))
-    return Choice(choice_weights(spread*rng.normal(size=(n, m)), there, 1., 0.), even, there, rng.choice(['x', 'y', ''], (n, m)), repeat)
-
-def by_hand(c, k): # {slate: probability} of a one-row Choice, from the words of its definition
-    w, there, category, found = c.weights[0], c.there[0], c.category[0], {}
-    for slate in permutations(np.flatnonzero(there), k):
-        p = 1.
-        for j, i in enumerate(slate):
-            left = [x for x in np.flatnonzero(there) if x not in slate[:j]]
-            factor = lambda x: w[x]*c.repeat**sum(category[x] != '' and category[x] == category[y] for y in slate[:j])
-            p *= (1 - c.even)*factor(i)/sum(map(factor, left)) + c.even/len(left)
-        found[slate] = p
-    return found
-
-bent = given(st.integers(1, 6), st.integers(1, 3), st.sampled_from([0., .1, 1.]), st.sampled_from([1e-3, .3, 1.]), st.floats(0, 15), st.integers(0, 99), st.booleans())
-
-@quick
-@bent
-def test_any_choice_has_the_propensities_and_marginals_of_its_enumeration(m, k, even, repeat, spread, seed, absent):
-    c = choice_of(m, even, repeat, spread, seed, absent=(0,) if absent and m > 1 else ())
-    k = min(k, int(c.there.sum()))
-    p = by_hand(c, k)
-    assert sum(p.values()) == pytest.approx(1, abs=1e-9)
-    place = np.zeros((m, k))
-    for slate, q in p.items():
-        assert slate_propensities(c, np.array([slate])).prod() == pytest.approx(q, rel=1e-9)
-        place[list(slate), range(k)] += q
-    assert np.allclose(position_marginals(c, k)[0], place, rtol=1e-9, atol=1e-14)
-    assert np.allclose(position_marginals(c, k).sum(1), 1, atol=1e-9)
-
-@pytest.mark.parametrize('even,repeat', [(.3, 1.), (0., .2), (.3, .2)])
-def test_slates_of_any_choice_come_as_often_as_they_should(even, repeat):
-    one, n = choice_of(5, even, repeat, seed=3), 60_000
-    p = by_hand(one, 3)
-    many = Choice(*[x if np.isscalar(x) else np.repeat(x, n, 0) for x in (one.weights, one.even, one.there, one.category, one.repeat)])
-    chosen, conditional = draw_slates(many, 3, np.random.default_rng(SEED))
-    assert np.allclose(conditional.prod(1), [p[tuple(c)] for c in chosen.tolist()], rtol=1e-9)
-    code = chosen @ 5**np.arange(3)
-    seen, due = np.array([(code == np.dot(s, 5**np.arange(3))).sum() for s in p]), n*np.array(list(p.values()))
-    assert seen.sum() == n and ((seen - due)**2/due).sum() < len(p) - 1 + 5*np.sqrt(2*(len(p) - 1))
-
-def test_marginals_of_what_is_shown_are_entries_of_all_however_many_candidates_and_however_peaked():
-    rng = np.random.default_rng(SEED)
-    for m in (4, 65, 90, 150):
-        for spread in (0., 2., 20.):
-            w = choice_weights(spread*rng.normal(size=(20, m)), np.arange(m) < np.where(np.arange(20) % 2, m, m - 3)[:, None], 1., 0.)
-            full, shown = position_marginals(w, 3), np.argsort(rng.random((20, m)), axis=1)[:, :3]
-            for chosen in (shown, np.argsort(-w, axis=1)[:, :3], np.argsort(-w, axis=1)[:, 2::-1]):
-                assert np.allclose(position_marginals(w, 3, chosen), full[np.arange(20)[:, None], chosen, range(3)], rtol=1e-11, atol=0)
-                for k in (1, 2): assert np.allclose(position_marginals(w, k, chosen[:, :k]), full[np.arange(20)[:, None], chosen[:, :k], range(k)], rtol=1e-11, atol=0)
-            assert np.allclose(full.sum(1), np.arange(3) < (w > 0).sum(1)[:, None], atol=1e-9)
-
-def test_small_weights_beside_giants_keep_their_digits():
-    "By exact fractions; taking away instead of adding up loses all of them."
-    for w in ([.5, .5, 1e-17], [1 - 1e-9, 1e-9, 1e-17, 1e-18], [.7, .3, 1e-14, 1e-15, 1e-15]):
-        exact = [Fraction(x) for x in w]
-        place = [[Fraction(0)]*3 for _ in w]
-        for s in permutations(range(len(w)), 3):
-            p = Fraction(1)
-            for j, i in enumerate(s): p *= exact[i]/sum(exact[x] for x in range(len(w)) if x not in s[:j])
-            for j, i in enumerate(s): place[i][j] += p
-        padded = np.array([w + [0.]*70])                                                  # both ways: all, and those shown
-        true = np.array(place, float)[:, 1:]
-        assert np.allclose(position_marginals(np.array([w]), 3)[0][:, 1:], true, rtol=1e-9, atol=0)
-        assert np.allclose([position_marginals(padded, 3, np.array([[0, i, i]]))[0, 1:] for i in range(len(w))], true, rtol=1e-9, atol=0)
+# --- every explorer, and where exactness ends
 
 def test_where_exactness_ends_the_policy_refuses():
-    with pytest.raises(TelemetryError, match='exact for up to 3'): position_marginals(choice_of(6, .1, 1.), 4)
     for change in (dict(explorer='epsilon'), dict(rules=replace(RULES, repeat=.5))):
         with pytest.raises(TelemetryError, match='policy.slate is 4; .*exact for up to 3') as refused: Policy(Knows(), replace(CFG, slate=4, **change), 'toy', 1., .1)
         assert len(str(refused.value).splitlines()) == 1
@@ -430,6 +231,30 @@ def test_rows_of_the_tiny_world_are_entries_of_their_candidates(tiny_run):
     offered = dict(zip(log['decision_id'], log['candidates']))
     assert all(set(c) == set(offered[d]) for d, c in candidates[candidates['position'] == 0].groupby('decision_id')['item_id'])
 
+def log_of(policies, who, seed=SEED): # each decision by the next policy in turn
+    turn = np.arange(len(who)) % len(policies); drawn = [p.decide(who.take([i]), np.random.default_rng((seed, i))) for i, p in ((i, policies[t]) for i, t in enumerate(turn))]
+    cut = lambda x, s: [v for v, item in zip(x, s.items[0].tolist()) if item]
+    return logged([cut(s.items[0].tolist(), s) for s in drawn], position_propensities=[cut(s.position_propensity[0].tolist(), s) for s in drawn], policy_id=[s.policy_id for s in drawn], model_version=[s.model_version for s in drawn],
+        candidates=[[x for x in row if x] for row in who.candidates.tolist()], weights=[s.weights[0][:(c != '').sum()].tolist() for s, c in zip(drawn, who.candidates)], even=[s.even for s in drawn], repeat=[s.repeat for s in drawn])
+
+@pytest.mark.parametrize('change', [{}, dict(explorer='epsilon'), dict(rules=replace(RULES, repeat=.3))], ids=['plain', 'epsilon', 'diverse'])
+def test_what_every_writer_would_have_shown_is_what_it_says_itself(change):
+    cfg = replace(CFG, **change)
+    who = replace(contexts('abcde', 'edcba', 'acebd', 'abc', 'ab', 'bcdae'), category=np.array([['x', 'x', 'y', 'y', '']]*6))
+    two = [Policy(Knows(a=2., b=1.), cfg, 'knows', 1., .2), Policy(EvenScorer(), cfg, 'evenly', 1., .2)]
+    log, at_hand = log_of(two, who), {'knows/toy': two[0], 'evenly/none': two[1]}
+    told = under_all(log, who, at_hand)
+    assert len(told) == 2*log['slate'].str.len().sum() and told['wrote'].mean() == .5 and not told.duplicated(['decision_id', 'position', 'logger']).any()
+    for name, p in at_hand.items():                                                       # whoever wrote it: what `replay` says of the same policy
+        rows, _ = replay(p, log, who); both = told[told['logger'] == name].merge(rows, on=['decision_id', 'position'])
+        assert len(both) == len(rows) and both['propensity_x'].to_numpy() == pytest.approx(both['target_prob'].to_numpy(), rel=1e-9)
+    rows, candidates = replay(two[0], log, who); shown_ = rows.merge(candidates, on=['decision_id', 'position', 'item_id'])
+    assert shown_['logging_prob'].to_numpy() == pytest.approx(shown_['propensity'].to_numpy(), rel=1e-9)        # all candidates, from the weights of the draw
+    assert candidates.groupby(['decision_id', 'position'])['logging_prob'].sum().round(9).tolist() == [1]*14 + [0] + [1]*3    # two candidates fill two positions
+    alone = under_all(log, who, {'knows/toy': two[0], 'evenly/none': None})                # a bundle that is gone: only its own word is left
+    assert alone[alone['logger'] == 'evenly/none']['wrote'].all() and len(alone) < len(told)
+    bare = log.assign(weights=None); assert drawn_by(bare, who) == [] and replay(two[0], bare, who)[1]['logging_prob'].isna().all()
+
 @pytest.fixture(scope='module')
 def tiny(tiny_run):
     with contextlib.chdir(tiny_run): f, cfg = read_features(), load_params(PolicyConfig, 'policy')
@@ -438,6 +263,35 @@ def tiny(tiny_run):
 
 def far(rows): # -> (decisions,) largest relative difference between the two propensities of a decision
     return (rows['target_prob']/rows['propensity'] - 1).abs().groupby(rows['decision_id'], sort=False).max().to_numpy()
+
+def test_half_of_the_tiny_world_met_another_policy_and_the_stages_weigh_by_both(tiny, tiny_run, tmp_path):
+    "Half of the users meet a policy that shows every candidate alike: what it would have shown is known to the digit, what it showed the other half did not, and the mixture adds up."
+    from telemetry_loop import ope
+    for name in ('features', 'train'): (tmp_path/'artifacts').mkdir(exist_ok=True); (tmp_path/'artifacts'/name).symlink_to(tiny_run/'artifacts'/name)
+    d, even = tiny['decisions'].copy(), replace(tiny['cfg'], bootstrap_power=0.)
+    half = d['user_id'].isin(np.sort(d['user_id'].unique())[::2]).to_numpy()
+    s = bootstrap_policy(even, 'evenly').decide(tiny['contexts'].take(half), np.random.default_rng(SEED))
+    full = lambda x, like: [list(row)[:len(l)] for row, l in zip(x.tolist(), like)]
+    for name, x in dict(slate=s.items, propensities=s.propensity, position_propensities=s.position_propensity).items(): column = d[name].tolist(); [column.__setitem__(i, v) for i, v in zip(np.flatnonzero(half), full(x, d['slate'][half]))]; d[name] = column
+    column = d['weights'].tolist(); [column.__setitem__(i, v) for i, v in zip(np.flatnonzero(half), full(s.weights, d['candidates'][half]))]; d['weights'] = column
+    d['policy_id'] = np.where(half, 'evenly', d['policy_id'])
+    (tmp_path/'artifacts/sessions/decisions').mkdir(parents=True); d.to_parquet(tmp_path/'artifacts/sessions/decisions/all.parquet')
+    (tmp_path/'data/bundles/evenly').mkdir(parents=True); (tmp_path/'data/bundles/evenly/policy.json').write_text(json.dumps(asdict(even)))
+    shutil.copy(tiny_run/'params.yaml', tmp_path); (tmp_path/'metrics').mkdir(); (tmp_path/'metrics/replay.json').write_text(json.dumps({'complaints': []}))
+    with contextlib.chdir(tmp_path): policy.run(); ope.run()
+    rows, loggers = (pd.read_parquet(tmp_path/f'artifacts/policy/{name}.parquet') for name in ('rows', 'loggers'))
+    said, offered = json.loads((tmp_path/'metrics/ope.json').read_text()), d.set_index('decision_id')['candidates'].str.len()
+    theirs = loggers[(loggers['logger'] == 'evenly/none') & ~loggers['wrote']]
+    assert len(loggers) == 2*len(rows) > 2000 and .3 < loggers['wrote'][loggers['logger'] == 'evenly/none'].mean() < .7
+    assert np.isclose(theirs['propensity'], 1/offered[theirs['decision_id']].to_numpy(), rtol=1e-9).mean() > .7     # whoever muted nothing
+    mine = rows.merge(loggers[loggers['wrote']], on=['decision_id', 'position']); assert (mine['propensity_x'] == mine['propensity_y']).all()
+    names, p, writer = ope.logged_by(rows, loggers); day = rows['event_time'].dt.normalize().to_numpy()
+    from telemetry_loop.many import balanced_weight
+    for target in (rows['target_prob'].to_numpy(), p[:, 0], p[:, 1]):                      # any policy's weights average 1 under the mixture
+        w = balanced_weight(target, p, writer, day); assert abs(w.mean() - 1) < 4*w.std()/np.sqrt(len(w)) + .005
+    found = said['gain']; assert said['otherwise']['balanced'] == {'policies': ['evenly/none', 'popularity/none'], 'left_out': None} and said['support']['verdict'] != 'refuse'
+    assert found['balanced']['ci_lower'] < found['ips']['value'] < found['balanced']['ci_upper'] and found['balanced']['value'] != found['ips']['value']
+    assert {'mips', 'offcem'} <= set(found) and said['otherwise']['mips']['tried'][0]['value'] == pytest.approx(said['estimates']['ips']['value'], rel=1e-6) # every item alone
 
 def test_replaying_the_policy_that_logged_gives_the_logged_propensities(tiny, tiny_run):
     """Given the click counts that the policy saw, which a second life of the same world tells, every logged propensity comes back, to the nine digits that were logged.

@@ -4,8 +4,8 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from telemetry_loop.config import TelemetryError
 from telemetry_loop.estimate import standard_error
-from telemetry_loop.ope import dr, ips
-from telemetry_loop.policy import draw_slates, position_marginals
+from telemetry_loop.choice import draw_slates, position_marginals
+from telemetry_loop.estimators import dr, ips
 from telemetry_loop.slate import (cascade_dr, iips, plackett_luce, plackett_luce_weight, position_weight, prefix_weight,
     product_weight, pseudo_inverse, rips, sips, uniform_weight)
 from slate_log import softmax

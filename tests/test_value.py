@@ -3,7 +3,7 @@ import matplotlib; matplotlib.use('Agg')
 import pandas as pd, pytest
 from telemetry_loop.ope import OpeConfig, advice, evidence
 from telemetry_loop.support import DEFAULT_LIMITS
-from telemetry_loop.value import CALLED, advised, agreement, answer, checks, plot_explore, plot_gains, plot_knobs, plot_weights, reasons, would_help
+from telemetry_loop.value import CALLED, assumed, advised, agreement, answer, checks, plot_explore, plot_gains, plot_knobs, plot_weights, reasons, would_help
 from slate_log import slates
 
 CFG = OpeConfig(folds=5, bins=12, penalty=20., estimator='dr', explore=.05)
@@ -33,9 +33,19 @@ def test_an_estimator_that_disagrees_is_named(logs):
 def test_every_estimator_has_a_name_and_every_picture_draws(logs):
     found, rows, candidates = logs
     for ope in found.values():
-        assert set(ope['estimates']) == set(CALLED) and set(ope['gain']) == set(CALLED) - {'dm'} and set(ope['tuned']) <= set(CALLED)
+        assert set(ope['estimates']) | set(ope['otherwise']) == set(CALLED) and set(ope['gain']) == set(ope['estimates']) - {'dm'} and set(ope['tuned']) <= set(CALLED)
         plot_gains(ope); plot_knobs(ope); assert len(checks(ope, DEFAULT_LIMITS)) == 5
     plot_weights(rows.assign(weight=rows.target_prob/rows.propensity)); plot_weights(pd.DataFrame(dict(weight=[])))
     told = advice(rows, candidates, CFG)
     assert 0 < told.give.sum() <= .05 + 1e-9 and 0 < told.cut[0] < 1 and 'anybody' in advised(told)
     plot_explore(told); plot_explore(told[:0]); assert 'would not shorten' in advised(told.assign(give=0.)) and 'nothing that could say' in advised(told[:0])
+
+def test_a_line_says_what_the_log_says_against_its_assumption(logs):
+    found, rows, candidates = logs
+    only = rows[['decision_id', 'position', 'propensity']].assign(logger='only', wrote=True); vectors = pd.DataFrame(dict(item_id=[str(i) for i in range(8)], vector=[[float(i)] for i in range(8)]))
+    ope, _ = evidence(rows, candidates.assign(logging_prob=1/8), CFG, DEFAULT_LIMITS, 7, vectors=vectors, loggers=only)
+    assert set(ope['estimates']) == set(CALLED) and ope['otherwise']['mips']['alone'] and 'none found' in assumed(ope, 'mips') and 'every item stands alone' in agreement(ope) # what a slate earns follows its score, not its items
+    label = lambda ope: [t.get_text() for t in plot_gains(ope).get_yticklabels()]
+    assert 'similar items together (none found)' in label(ope) and 'inverse propensity of all who logged' in label(ope) and not any('similar' in x for x in label(found['better']))
+    ope['otherwise']['mips'] |= dict(alone=False, broken=True)
+    assert 'similar items together (they differ)' in label(ope) and 'no interval is claimed' in agreement(ope)

@@ -18,6 +18,11 @@ def test_runs_once_and_then_has_nothing_to_do(pipeline):
     stages = yaml.safe_load((pipeline/'dvc.lock').read_text())['stages']
     assert set(stages) == {'ingest', 'sessions', 'signals', 'features', 'train', 'ablate@category', 'ablate@start', 'policy', 'replay', 'ope', 'experiment', 'longterm', 'scorecard', 'release', 'catalog', *REPORTS, 'index'}
 
+def test_all_who_logged_are_weighed_together(pipeline):
+    said = json.loads((pipeline/'metrics/ope.json').read_text())
+    assert said['otherwise']['balanced'] == {'policies': ['evenly/none', 'popularity/none'], 'left_out': None} and {'balanced', 'mips', 'offcem'} <= set(said['estimates'])
+    assert all((said['gain'][name]['value'] is None) == (said['support']['verdict'] == 'refuse') for name in ('balanced', 'mips', 'offcem'))
+
 def test_same_seed_same_numbers_in_another_place(pipeline, tmp_path):
     assert numbers(ran(clone(tmp_path/'elsewhere'/'two'))) == numbers(pipeline)
 

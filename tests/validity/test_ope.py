@@ -6,7 +6,8 @@ effective sample size and Pareto shape alone."""
 import json
 import numpy as np, pytest
 from telemetry_loop.estimate import Estimate, standard_error, wald
-from telemetry_loop.ope import clipped, dm, evaluate, ips, snips
+from telemetry_loop.ope import evaluate
+from telemetry_loop.estimators import clipped, dm, ips, snips
 from telemetry_loop.support import importance_weight
 from slate_log import softmax
 

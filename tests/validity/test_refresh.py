@@ -15,7 +15,8 @@ from telemetry_loop.config import from_dict
 from telemetry_loop.estimate import Estimate, standard_error
 from telemetry_loop.faults import Faults
 from telemetry_loop.fit import TrainConfig, targets_as_of
-from telemetry_loop.policy import Policy, PolicyConfig, bootstrap_policy, model_policy, position_marginals
+from telemetry_loop.choice import position_marginals
+from telemetry_loop.policy import Policy, PolicyConfig, bootstrap_policy, model_policy
 from telemetry_loop.recommender import Recommender
 from telemetry_loop.refresh import RefreshConfig
 from telemetry_loop.schema import Contexts

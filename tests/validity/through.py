@@ -49,7 +49,7 @@ class Fixed:
     "A policy at given contexts, its distribution computed once."
     def __init__(self, policy, contexts): self.policy, self.choice = policy, policy.choice(contexts)
     def decide(self, contexts, rng):
-        from telemetry_loop.policy import draw_slates
+        from telemetry_loop.choice import draw_slates
         from telemetry_loop.schema import Slates
         chosen, p = draw_slates(self.choice, self.policy.cfg.slate, rng)
         items = np.where(chosen < 0, '', np.take_along_axis(contexts.candidates, np.maximum(chosen, 0), 1))
@@ -91,7 +91,7 @@ def promised(world)->dict:
     from telemetry_loop.config import read_json
     from telemetry_loop.estimate import mean, standard_error
     from telemetry_loop.policy import bootstrap_policy, model_policy
-    from telemetry_loop.reward import Tables, cross_fit
+    from telemetry_loop.estimators import Tables, cross_fit
     from telemetry_loop.train import Recommender
     told, cfg = read_json('metrics/ope.json'), section('policy')
     decisions, contexts = evaluated()
@@ -132,8 +132,9 @@ def grid(recommender, cfg)->dict: # name -> Policy, twenty of them
 def judged(policy, decisions, contexts, seed:int)->tuple: # OpeResult and standard error of the value, both per decision; replayed rows and candidates
     "As `ope.evidence` judges the reward; the other outcomes are left out."
     from telemetry_loop.estimate import standard_error
-    from telemetry_loop.ope import assess, checked_log, dr
-    from telemetry_loop.reward import Tables, cross_fit
+    from telemetry_loop.ope import assess, checked_log
+    from telemetry_loop.estimators import dr
+    from telemetry_loop.estimators import Tables, cross_fit
     cfg, (rows, candidates) = section('ope'), replayed(policy, decisions, contexts)
     slots, place = len(rows)/rows['decision_id'].nunique(), candidates.groupby(['decision_id', 'position'])
     q, v = cross_fit(rows, candidates, Tables(cfg.bins, cfg.penalty), cfg.folds, seed)
@@ -144,7 +145,7 @@ def judged(policy, decisions, contexts, seed:int)->tuple: # OpeResult and standa
 def ranked(world, n:int=RANKED)->dict: # n: decisions looked at
     "Twenty policies on one log: as the evaluation ranks them, and as they are."
     from scipy.stats import spearmanr
-    from telemetry_loop.ope import snips
+    from telemetry_loop.estimators import snips
     from telemetry_loop.train import Recommender
     seed = world.seed
     decisions, contexts = evaluated()

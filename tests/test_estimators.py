@@ -2,7 +2,7 @@
 import numpy as np, pandas as pd, pytest
 from sklearn.ensemble import HistGradientBoostingRegressor
 from telemetry_loop.config import TelemetryError
-from telemetry_loop.reward import Tables, cross_fit
+from telemetry_loop.estimators import Tables, cross_fit
 from slate_log import TABLES, slates
 
 def test_the_model_never_sees_its_own_answer():
