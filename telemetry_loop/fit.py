@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['INPUTS', 'PARTS', 'TrainConfig', 'Targets', 'seconds', 'acts_of', 'targets_as_of', 'pad_left', 'asked',
-           'rank_targets', 'told_of', 'Sequences', 'windows', 'gathered', 'positives', 'length_batches', 'rank',
-           'Learner', 'Fitted', 'network_state', 'network_scores', 'fit']
+           'rank_targets', 'told_of', 'Sequences', 'Spill', 'Questions', 'windows', 'gathered', 'Positives',
+           'length_batches', 'rank', 'Learner', 'Fitted', 'network_state', 'network_scores', 'fit']
 
 # %% ../nbs/33_fit.ipynb #ceb62695
 from dataclasses import dataclass, asdict
 from pathlib import Path
-import ctypes,hashlib,json,os,time
+import ctypes,hashlib,json,os,tempfile,time
 import numpy as np, psutil
 from tqdm import tqdm
 from .config import TelemetryError, code_digest
@@ -72,12 +72,12 @@ class TrainConfig:
 @dataclass(frozen=True)
 class Targets:
     "What a ranking is asked."
-    history: list              # n int arrays: all that was known of the user, oldest first
+    history: list              # n int arrays: all that was known of the user, oldest first; a list or `Sequences`
     item: np.ndarray           # (n,) what they chose next
     user: np.ndarray           # (n,) who
     available: np.ndarray|None # (N,) when each item appeared; None: always there
     time: np.ndarray|None      # (n,) when they chose
-    acts: list|None = None     # n ACT arrays: the same with other acts and all that was known of each; None: nothing more is known
+    acts: list|None = None     # likewise n ACT arrays: the same with other acts and all that was known of each; None: nothing more is known
     def __len__(self): return len(self.item)
     def take(self, rows): # rows: index array
         "The same questions, these rows only."
@@ -155,7 +155,7 @@ class Sequences:
     def __init__(self,
         flat,              # (t,) int32 item indices, or ACT; an array or a memory map
         start:np.ndarray,  # (n+1,) where each person begins; the last is t
-    ): self.flat, self.start = flat, np.asarray(start, np.int64)
+    ): self.flat, self.start = np.asarray(flat), np.asarray(start, np.int64)
     def __len__(self): return len(self.start) - 1
     def __getitem__(self, i):
         if not -len(self) <= i < len(self): raise IndexError(i)
@@ -166,6 +166,31 @@ class Sequences:
         if isinstance(sequences, cls): return sequences
         plain = lambda s: s if getattr(s, 'dtype', None) == ACT else np.asarray(s, np.int32)
         return cls(np.concatenate([plain(s) for s in sequences] or [np.zeros(0, np.int32)]), np.r_[0, np.cumsum([len(s) for s in sequences])])
+
+class Spill:
+    "Arrays written one after another to a file without a name, and read from there: what is kept does not fill the memory."
+    def __init__(self, dtype, folder=None): # folder: on the disk that takes them; None: where temporary files go
+        if folder: Path(folder).mkdir(parents=True, exist_ok=True)
+        self.dtype, self.file, self.size = np.dtype(dtype), tempfile.TemporaryFile(dir=folder), []
+    def add(self, array:np.ndarray): # one person's, or one question's
+        "Keep one more."
+        self.file.write(np.ascontiguousarray(array, self.dtype).tobytes()); self.size.append(len(array))
+    def kept(self)->Sequences:
+        "All that was added."
+        self.file.flush(); total = sum(self.size)
+        return Sequences(np.memmap(self.file, self.dtype, 'r', shape=total) if total else np.zeros(0, self.dtype), np.r_[0, np.cumsum(self.size, dtype=np.int64)])
+
+class Questions:
+    "Targets of some people after others, as one; histories are spilled."
+    def __init__(self, available:np.ndarray, folder=None): self.available, self.history, self.acts, self.rest = available, Spill(np.int64, folder), Spill(ACT, folder), [] # (N,) when each item appeared; see `Spill`
+    def add(self, some:Targets): # with acts and times
+        "Ask these too."
+        for h, a in zip(some.history, some.acts): self.history.add(h); self.acts.add(a)
+        self.rest.append((some.item, some.user, some.time))
+    def kept(self)->Targets:
+        "All that was added."
+        item, user, time = map(np.concatenate, zip(*self.rest))
+        return Targets(self.history.kept(), item, user, self.available, time, self.acts.kept())
 
 def windows(sequences:Sequences, size:int)->np.ndarray: # size: items a window holds at most -> (m, 2) first and one after last place in `flat`
     "Sequences cut into pieces, the newest piece whole."
@@ -183,10 +208,13 @@ def gathered(flat, pieces:np.ndarray)->np.ndarray: # (b, 2) windows -> (b, l) it
     found[fill] = NOTHING if found.dtype.names else -1
     return found
 
-def positives(sequences, others:list)->list: # of item indices or acts; kinds that are not counted -> int arrays
-    "The items of each person's positive acts."
-    codes = kinds_code(others)
-    return [items_of(s) if not len(codes) or not s.dtype.names else s['item'][~np.isin(s['kind'], codes)] for s in map(np.asarray, sequences)]
+class Positives:
+    "The items of each person's positive acts, taken out when asked for; behaves like a list of int arrays."
+    def __init__(self, sequences, others:list): self.sequences, self.codes = sequences, kinds_code(others) # of item indices or acts; kinds that are not counted
+    def __len__(self): return len(self.sequences)
+    def __getitem__(self, i):
+        s = np.asarray(self.sequences[i])
+        return items_of(s) if not len(self.codes) or not s.dtype.names else s['item'][~np.isin(s['kind'], self.codes)]
 
 def length_batches(
     lengths:np.ndarray,        # (n,) of the windows
@@ -326,8 +354,10 @@ def fit(
     torch.set_num_threads(threads)
     sequences, rng, epochs = Sequences.of(sequences), np.random.default_rng(seed), epochs or cfg.epochs
     pieces = windows(sequences, cfg.length + 1); lengths = pieces[:, 1] - pieces[:, 0]
-    has_data = np.bincount(items_of(sequences.flat), minlength=n_items) > 0
-    kinds = np.unique(sequences.flat['kind']) if sequences.flat.dtype.names else np.zeros(0, int)
+    has_data, kinds = np.zeros(n_items, bool), np.zeros(0, int)
+    for part in np.split(sequences.flat, range(2**20, len(sequences.flat), 2**20)): # a whole copy of what lies on disk might not fit
+        has_data[items_of(part)] = True
+        if part.dtype.names: kinds = np.union1d(kinds, part['kind'])
     if valid is not None and len(valid) > cfg.valid_rows: valid = valid.take(np.sort(rng.choice(len(valid), cfg.valid_rows, replace=False)))
     file = Path(keep)/f'{_name(sequences, n_items, category, cfg, seed, threads, valid, epochs)}.pt' if keep else None
     with torch.random.fork_rng(devices=[]), tqdm(total=epochs*int(lengths.sum()), desc='train', unit=' items', unit_scale=True, delay=2, leave=False, disable=None) as bar:

@@ -10,11 +10,12 @@ __all__ = ['RefreshConfig', 'questions', 'unseen', 'fresh_chain', 'mixed_chain',
 import copy
 from dataclasses import dataclass
 import numpy as np, pandas as pd
+from scipy import sparse
 from fastcore.basics import patch
 from .config import TelemetryError, load_params
 from .estimate import Estimate, mean
 from .metrics import ndcg
-from .baselines import GapMarkov, pairs_matrix, recent
+from .baselines import GapMarkov, recent
 from .model import SequenceModel, chunked_cross_entropy
 from .fit import Targets, network_state, pad_left, rank_targets
 from .recommender import Blend, Recommender
@@ -75,8 +76,8 @@ def fresh_chain(
     age = (asked.time.max() - asked.time)/np.timedelta64(1, 'h') if len(asked) else np.zeros(0)
     worth = .5**(age/half_life)
     i, item, w = recent(pad_left(asked.history), chain.gaps, lambda gap: chain.decay**gap)
-    follows = pairs_matrix([item], [asked.item[i]], [w*worth[i]], (n, n))
-    return GapMarkov(chain.decay, chain.gaps, chain.power, chain.fresh, chain.rare)._with(follows, np.bincount(asked.item, worth, n))
+    follows = sparse.csr_matrix((w*worth[i], (item, asked.item[i])), shape=(n, n))
+    return GapMarkov(chain.decay, chain.gaps, chain.power, chain.fresh, chain.rare).fit_counts((follows, np.bincount(asked.item, worth, n)))
 
 def mixed_chain(
     old:GapMarkov, new:GapMarkov,

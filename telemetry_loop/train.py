@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['CODE', 'some_of', 'baselines', 'learn', 'refit', 'kinds_in', 'asking', 'compare', 'read_sequences', 'leave_one_out',
-           'train_on_sequences', 'Task', 'read_task', 'run']
+           'train_on_sequences', 'Task', 'people', 'read_task', 'run']
 
 # %% ../nbs/37_train.ipynb #259f15e9
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from itertools import zip_longest
 import gzip,time,zlib
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, pyarrow.parquet as pq
 from .config import TelemetryError, RunConfig, load_params, write_json, file_digest, folder_digest, code_digest
 from .metrics import ndcg, rank_of_target, summarise, paired
 from .baselines import EASE, GRIDS, GapMarkov, MostPopular, popularity, tuned
-from .fit import PARTS, Fitted, Targets, TrainConfig, acts_of, asked, fit, network_scores, positives, rank, rank_targets, targets_as_of, told_of
+from .fit import PARTS, Fitted, Positives, Questions, Sequences, Spill, Targets, TrainConfig, acts_of, asked, fit, rank, rank_targets, targets_as_of, told_of
 from .schema import ACTS
+from .model import ACT
 from .quality import QualityConfig, quality
 from .refresh import RefreshConfig # and with it `Recommender.update`
 from .recommender import Blend, Recommender, blend_weights, mixed
@@ -29,7 +30,7 @@ def some_of(valid:Targets, cfg:TrainConfig, seed:int)->Targets:
 
 def baselines(sequences, n_items:int, cfg:TrainConfig, seed:int, valid:Targets)->tuple: # as `learn` takes them -> models by name, their settings by name
     "The simple models, each as validation likes it best."
-    some, counted = some_of(valid, cfg, seed), positives(sequences, cfg.others)
+    some, counted = some_of(valid, cfg, seed), Positives(sequences, cfg.others)
     judge = (lambda model: float(ndcg(rank_targets(model.score, some)).mean())) if len(some) else None
     found = {name: tuned(name, counted, n_items, judge) for name in GRIDS if name != 'ease' or n_items <= EASE().most}
     return {name: model for name, (model, _) in found.items()}, {name: settings for name, (_, settings) in found.items()}
@@ -64,7 +65,7 @@ def refit(
 )->Blend:                 # the recommender as it would be released
     "Learn again, as before, from all that is known by now."
     again = fit(sequences, n_items, category, cfg, seed, threads, None, fitted.epochs, keep)
-    counted = positives(sequences, cfg.others)
+    counted = Positives(sequences, cfg.others)
     ease = EASE(**chosen['ease']).fit(counted, n_items).lean() if 'ease' in chosen and 'linear' in cfg.parts else None
     return Blend(again.model, GapMarkov(**chosen['gap_markov']).fit(counted, n_items), ease, **chosen['blend'], kinds=kinds_in(sequences), others=cfg.others)
 
@@ -151,31 +152,48 @@ class Task:
     "What the features ask of a recommender."
     items: pd.DataFrame   # item_id, category, available_time; row = item index
     category: np.ndarray  # (n_items,) int
-    sequences: list       # arrays of acts, oldest first, one person each: the train window
+    sequences: Sequences  # of acts, oldest first, one person each: the train window
     valid: Targets        # questions of the validation window
     test: Targets         # questions of the test window
     repeats: int          # test acts not asked, as the person had the item before
 
+def people(
+    file,              # Parquet with a column user_id, sorted by it
+    rows:int=2**18,    # held at once, and what one person has beyond
+):                     # iterator of DataFrames
+    "A table a few people at a time, nobody in two parts."
+    held = None
+    for batch in pq.ParquetFile(file).iter_batches(rows):
+        t = batch.to_pandas() if held is None else pd.concat([held, batch.to_pandas()], ignore_index=True)
+        held = t[(t.user_id == t.user_id.iloc[-1]).to_numpy()]
+        if len(held) < len(t): yield t.iloc[:len(t) - len(held)]
+    yield pq.read_schema(file).empty_table().to_pandas() if held is None else held.reset_index(drop=True)
+
 def read_task(
     features='artifacts/features', # the folder that the features stage writes
     others:tuple=(),               # kinds of acts to tell of beside the positive ones
+    rows:int=2**18,                # of the interactions held at once
+    spill='runs/cache',            # folder on the disk that takes histories meanwhile; what lies there has no name and goes with the process
 )->Task:
-    "Sequences to learn from and questions to answer."
+    "Sequences to learn from and questions to answer, a few people at a time: memory does not grow with the log."
     features = Path(features)
     for name in ('items', 'interactions'):
         if not (features/f'{name}.parquet').is_file(): raise TelemetryError(f'{features}/{name}.parquet is not there; it is written by the features stage; run `dvc repro`')
-    items, interactions = pd.read_parquet(features/'items.parquet'), pd.read_parquet(features/'interactions.parquet')
-    if 'positive' in interactions: interactions = interactions[interactions.positive | interactions.kind.isin(list(others))].reset_index(drop=True)
-    train, known = acts_of(interactions), interactions.split.to_numpy() == 'train'
-    follow = interactions.event_time.shift(-1).where(interactions.user_id == interactions.user_id.shift(-1))
-    if 'dwell_known' in interactions: # not known when the next act came, or within the train window, is not known
-        end = interactions.loc[known, ['event_time', 'known_time']].max().max()
-        train['dwell'][~((interactions.dwell_known < follow) & (interactions.dwell_known <= end)).to_numpy()] = np.nan
-    owner = interactions.user_id[known].to_numpy()
-    sequences = np.split(train[known], np.flatnonzero(owner[1:] != owner[:-1]) + 1) if known.any() else []
-    available = items.available_time.to_numpy()
-    (valid, _), (test, repeats) = (targets_as_of(interactions, split, available) for split in ('valid', 'test'))
-    return Task(items, pd.factorize(items.category, sort=True)[0], sequences, valid, test, repeats)
+    items, file = pd.read_parquet(features/'items.parquet'), features/'interactions.parquet'
+    counted = lambda t: t[t.positive | t.kind.isin(list(others))].reset_index(drop=True) if 'positive' in t else t
+    end = pd.Series([t.loc[t.split == 'train', ['event_time', 'known_time']].max().max() for t in map(counted, people(file, rows))]).max()
+    train, asked, repeats = Spill(ACT, spill), {split: Questions(items.available_time.to_numpy(), spill) for split in ('valid', 'test')}, 0
+    for t in map(counted, people(file, rows)):
+        act, known, owner = acts_of(t), t.split.to_numpy() == 'train', t.user_id.to_numpy()
+        if 'dwell_known' in t: # not known when the next act came, or within the train window, is not known
+            follow = t.event_time.shift(-1).where(t.user_id == t.user_id.shift(-1))
+            act['dwell'][~((t.dwell_known < follow) & (t.dwell_known <= end)).to_numpy()] = np.nan
+        edge = np.flatnonzero(owner[known][1:] != owner[known][:-1]) + 1
+        for one in np.split(act[known], edge) if known.any() else []: train.add(one)
+        for split, questions in asked.items():
+            some, again = targets_as_of(t, split, questions.available)
+            questions.add(some); repeats += again*(split == 'test')
+    return Task(items, pd.factorize(items.category, sort=True)[0], train.kept(), asked['valid'].kept(), asked['test'].kept(), repeats)
 
 CODE = ('schema', 'metrics', 'baselines', 'model', 'fit', 'recommender', 'train') # the chapters that decide what a bundle is
 
@@ -194,7 +212,7 @@ def run():
     recommender = Recommender(blend, task.items.item_id.to_numpy(str), asdict(cfg), facts)
     recommender.save('artifacts/train')
     scores = {'sequence': blend.score} | {name: m.score for name, m in simple.items()}
-    looked = quality(scores, ranks, test, popularity(positives(task.sequences, cfg.others), len(task.items)), task.items.category, load_params(QualityConfig, 'quality'), common.seed)
+    looked = quality(scores, ranks, test, popularity(Positives(task.sequences, cfg.others), len(task.items)), task.items.category, load_params(QualityConfig, 'quality'), common.seed)
     write_json('metrics/train.json', metrics | {'quality': looked, 'version': recommender.version})
     write_json('metrics/curves.json', [{'pass': n, 'loss': l, 'valid_ndcg': v} for n, (l, v) in enumerate(zip_longest(fitted.loss, fitted.valid), 1)]) # for `dvc plots`
     write_json('runs/train.json', {'seconds': round(time.time() - started[0], 2), 'cpu_seconds': round(time.process_time() - started[1], 2)})

@@ -9,7 +9,7 @@ from telemetry_loop.baselines import MostPopular
 from telemetry_loop.config import TelemetryError
 from telemetry_loop.metrics import ndcg
 from telemetry_loop.model import acts
-from telemetry_loop.fit import Learner, Sequences, Targets, fit, gathered, length_batches, network_scores, positives, rank_targets, targets_as_of, windows
+from telemetry_loop.fit import Learner, Sequences, Targets, fit, gathered, length_batches, network_scores, Positives, Questions, Spill, rank_targets, targets_as_of, windows
 from circle import ASK, CFG, CYCLE, N
 
 @pytest.fixture(scope='module')
@@ -165,7 +165,21 @@ def test_killed_while_told_ends_the_same(tmp_path, monkeypatch):
 
 def test_only_positive_acts_are_counted():
     told = [acts(np.array([1, 2, 3]), [1, 2, 4])]
-    assert positives(told, ['clicked'])[0].tolist() == [2, 3] and positives(told, [])[0].tolist() == [1, 2, 3] and positives([np.array([4])], ['clicked'])[0].tolist() == [4]
+    assert Positives(told, ['clicked'])[0].tolist() == [2, 3] and Positives(told, [])[0].tolist() == [1, 2, 3] and Positives([np.array([4])], ['clicked'])[0].tolist() == [4]
+    assert [p.tolist() for p in Positives(Sequences.of(told*2), ['clicked'])] == [[2, 3]]*2
+
+def test_what_is_spilled_comes_back_and_lies_in_a_file(tmp_path):
+    spill, given = Spill(acts(0).dtype, tmp_path/'new'), [acts(np.arange(n), 1, 2., 3.) for n in (3, 0, 5)]
+    for a in given: spill.add(a)
+    kept = spill.kept()
+    assert len(kept) == 3 and all((a == b).all() for a, b in zip(kept, given)) and not list((tmp_path/'new').iterdir()) # without a name: nothing is left behind
+    assert isinstance(kept.flat.base, np.memmap) and len(Spill('i8', tmp_path).kept()) == 0
+    whole = Targets([np.array([1, 2]), np.zeros(0, int)], np.array([3, 4]), np.array(['a', 'b']), np.array([], 'M8[ms]'), np.array(['2026-01-01', '2026-01-02'], 'M8[ms]'), given[:2])
+    questions = Questions(whole.available, tmp_path)
+    for r in (0, 1): questions.add(whole.take([r]))
+    again = questions.kept()
+    assert again.item.tolist() == [3, 4] and again.user.tolist() == ['a', 'b'] and (again.time == whole.time).all()
+    assert [h.tolist() for h in again.history] == [[1, 2], []] and all((a == b).all() for a, b in zip(again.take([0, 1]).acts, given))
 
 def test_questions_carry_what_was_known_of_each_act():
     log = frame([('a', 0, '2026-01-01', '2026-01-01', 'train'), ('a', 1, '2026-01-02', '2026-01-02', 'train'), ('a', 2, '2026-01-03', '2026-01-03', 'test'), ('a', 3, '2026-01-04', '2026-01-04', 'test')])

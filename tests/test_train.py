@@ -1,9 +1,9 @@
 "The stage and the ad-hoc door: the same questions to every model, nothing lost on bad input."
-import gzip, json, os, subprocess, sys
+import functools, gzip, json, os, subprocess, sys, tracemalloc
 from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, yaml
-from telemetry_loop import train
+from telemetry_loop import baselines, train
 from telemetry_loop.config import TelemetryError, file_digest, folder_digest
 from telemetry_loop.fit import network_scores, rank_targets
 from telemetry_loop.train import Recommender, leave_one_out, read_sequences, train_on_sequences
@@ -119,6 +119,38 @@ def test_too_little_to_learn_overwrites_nothing(home):
 def test_absent_features_name_the_stage(home):
     Path('artifacts/features/items.parquet').unlink()
     with pytest.raises(TelemetryError, match='features stage'): train.run()
+
+def long_log(users, acts=40): # the last two of each are asked; every fifth act is only told of, every seventh has no dwell
+    rng, n = np.random.default_rng(2), users*acts
+    at = pd.Timestamp('2026-01-01') + pd.to_timedelta(np.tile(np.arange(acts), users), 'h')
+    log = pd.DataFrame(dict(user_id=np.repeat([f'u{u:06}' for u in range(users)], acts), item=rng.integers(0, N, n).astype('int32'), event_time=at, known_time=at + pd.to_timedelta(rng.integers(0, 90, n), 'm')))
+    log['kind'] = np.where(np.arange(n) % 5, 'satisfied', 'clicked'); log['positive'] = log.kind == 'satisfied'
+    log['dwell'] = np.where(np.arange(n) % 7, rng.uniform(1, 99, n), np.nan); log['dwell_known'] = (log.known_time + pd.Timedelta(minutes=20)).where(log.dwell.notna())
+    log['split'] = np.where(np.tile(np.arange(acts) < acts - 2, users), 'train', np.where(np.tile(np.arange(acts) == acts - 1, users) & (np.repeat(np.arange(users), acts) < 20), 'test', 'valid'))
+    log.loc[(log.split == 'valid') & (np.repeat(np.arange(users), acts) >= 20), 'split'] = 'embargo'
+    log.to_parquet('artifacts/features/interactions.parquet')
+
+def test_a_few_people_at_a_time_say_what_all_at_once_say(home):
+    long_log(30)
+    for others in ((), ('clicked',)):
+        whole, parts = train.read_task(others=others), train.read_task(others=others, rows=64)
+        assert sum(1 for _ in train.people('artifacts/features/interactions.parquet', 64)) > 10 and whole.repeats == parts.repeats and len(whole.test) and len(whole.valid)
+        assert parts.sequences.flat.tobytes() == whole.sequences.flat.tobytes() and (parts.sequences.start == whole.sequences.start).all() and len(whole.sequences) == 30
+        for a, b in ((whole.valid, parts.valid), (whole.test, parts.test)):
+            assert (a.item == b.item).all() and (a.user == b.user).all() and (a.time == b.time).all()
+            assert a.history.flat.tobytes() == b.history.flat.tobytes() and a.acts.flat.tobytes() == b.acts.flat.tobytes() and (a.acts.start == b.acts.start).all()
+        assert {s['kind'].min() for s in parts.sequences} == ({1} if others else {2}) # clicked, then satisfied
+
+def test_memory_does_not_grow_with_the_log(home, monkeypatch):
+    monkeypatch.setattr(baselines, 'some_people', functools.partial(baselines.some_people, most=2**11))
+    def peak(users):
+        long_log(users); tracemalloc.start()
+        task = train.read_task(rows=2**11); counts = train.baselines(task.sequences, N, CFG, 5, task.valid)
+        found = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+        assert len(task.sequences) == users and counts
+        return found
+    small, large = peak(500), peak(4000)
+    assert large - small < 4000*250, f'{small/1e6:.1f} and {large/1e6:.1f} MB'        # eight times the people: a few numbers for each of them, not their acts, which alone would be 4000*30*17 bytes
 
 def test_two_processes_write_one_bundle(home):
     cfg = yaml.safe_load(Path('params.yaml').read_text()); cfg['train'] |= dict(dropout=0., epochs=2)
