@@ -63,5 +63,5 @@ lock: ## resolve settings.ini again into the lock files (needs uv)
 	  $(UV) pip compile --quiet pyproject.toml $${extra:+--extra $$extra -c requirements.lock} --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate --no-emit-index-url -o $$tmp/all.lock && \
 	  awk -v base="$${extra:+requirements.lock}" 'BEGIN {while (base && (getline line < base) > 0) if (line ~ /^[a-z0-9]/) {split(line, w, "=="); have[w[1]]=1}} \
-	    /^[a-z0-9]/ {split($$0, w, "=="); keep = !(w[1] in have) && !(w[1] ~ /^(torch|triton|cuda-.*|nvidia-.*)$$/) || w[1] == "nvidia-ml-py"} keep' $$tmp/all.lock > $$out; \
+	    /^[a-z0-9]/ {split($$0, w, "=="); keep = !(w[1] in have) && (w[1] == "nvidia-ml-py" || w[1] !~ /^(torch|triton|cuda-.*|nvidia-.*)$$/)} keep' $$tmp/all.lock > $$out; \
 	  rm -r $$tmp; echo "$$out: $$(grep -c '==' $$out) packages"; done

@@ -1456,6 +1456,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'telemetry_loop.train.asking': ('train.html#asking', 'telemetry_loop/train.py'),
                                       'telemetry_loop.train.baselines': ('train.html#baselines', 'telemetry_loop/train.py'),
                                       'telemetry_loop.train.compare': ('train.html#compare', 'telemetry_loop/train.py'),
+                                      'telemetry_loop.train.curves': ('train.html#curves', 'telemetry_loop/train.py'),
                                       'telemetry_loop.train.kinds_in': ('train.html#kinds_in', 'telemetry_loop/train.py'),
                                       'telemetry_loop.train.learn': ('train.html#learn', 'telemetry_loop/train.py'),
                                       'telemetry_loop.train.leave_one_out': ('train.html#leave_one_out', 'telemetry_loop/train.py'),

@@ -346,6 +346,7 @@ def fit(
     epochs:int|None=None,      # passes at most, instead of the config's
     keep:Path|None=None,       # folder of checkpoints; None: a killed run starts anew
     every:float=60.,           # seconds between checkpoints
+    each=None,                 # told after every pass: its number, mean loss, validation NDCG@10 or None; a resumed run tells the earlier ones again
 )->Fitted:                     # the network with its best weights
     "Learn from the sequences until validation stops improving."
     cfg.check()
@@ -371,6 +372,8 @@ def fit(
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.save(learner.state() | dict(begun=begun, seen=seen, loss=loss, spent=spent, done=done, best=best), part := file.with_suffix('.part')); os.replace(part, file)
         bar.update(len(loss)*int(lengths.sum()))
+        tell = lambda n: each and each(n, loss[n - 1], seen[n - 1] if valid else None)
+        for n in range(1, len(loss) + 1): tell(n)
         while len(loss) < epochs and not (best and len(seen) - best['epochs'] >= cfg.patience):
             now = json.dumps(rng.bit_generator.state)
             if done: rng.bit_generator.state = json.loads(begun)  # draw the batches of the broken pass again
@@ -386,7 +389,7 @@ def fit(
             if valid:
                 seen.append(_judged(learner.averaged(), valid)); bar.set_postfix_str(f'valid ndcg@10 {seen[-1]:.4f}', refresh=False)
                 if np.argmax(seen) == len(seen) - 1: best = dict(epochs=len(seen), mean={k: v.clone() for k, v in learner.mean.items()})
-            save()
+            tell(len(loss)); save()
         if best: learner.mean = best['mean']
         model = learner.averaged().cpu()
     if file and file.exists() and not learner.rank: file.unlink()

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CODE', 'some_of', 'baselines', 'learn', 'refit', 'kinds_in', 'asking', 'compare', 'read_sequences', 'leave_one_out',
-           'train_on_sequences', 'Task', 'people', 'read_task', 'run']
+           'train_on_sequences', 'Task', 'people', 'read_task', 'curves', 'run']
 
 # %% ../nbs/37_train.ipynb #259f15e9
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from itertools import zip_longest
+from contextlib import contextmanager
 import gzip,time,zlib
 import numpy as np, pandas as pd, pyarrow.parquet as pq
 from .config import TelemetryError, RunConfig, load_params, write_json, file_digest, folder_digest, code_digest
@@ -45,11 +45,12 @@ def learn(
     epochs:int|None=None, # passes at most, instead of the config's
     keep:Path|None=None,  # folder of checkpoints
     known:tuple|None=None, # what `baselines` gave for the same sequences and questions
+    each=None,            # see `fit`
 )->tuple:                 # Blend, the baselines by name, Fitted, what was chosen
     "The recommender and the simple models beside it."
     some, (simple, chosen) = some_of(valid, cfg, seed), known or baselines(sequences, n_items, cfg, seed, valid)
     network, counts, linear = [name in cfg.parts for name in PARTS]
-    fitted = fit(sequences, n_items, category, cfg, seed, threads, valid if len(valid) else None, epochs if network else 1, keep)
+    fitted = fit(sequences, n_items, category, cfg, seed, threads, valid if len(valid) else None, epochs if network else 1, keep, each=each)
     blend = Blend(fitted.model, simple['gap_markov'], simple['ease'].lean() if linear and 'ease' in simple else None, .5 if network and counts else float(network), 0., kinds_in(sequences), cfg.others)
     if len(some):
         found = {pair: value for pair, value in blend_weights(blend, some).items() if (network or pair[0] == 0) and (counts or pair[0] == 1)}
@@ -195,6 +196,19 @@ def read_task(
             questions.add(some); repeats += again*(split == 'test')
     return Task(items, pd.factorize(items.category, sort=True)[0], train.kept(), asked['valid'].kept(), asked['test'].kept(), repeats)
 
+@contextmanager
+def curves(folder='metrics/curves'): # -> what `fit` takes as `each`, or None where another process tells
+    "Loss and validation of each pass while it learns, for `dvc plots`."
+    if rank(): yield None; return
+    from dvclive import Live # here: who only loads a model should not wait for it
+    with Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None, monitor_system=False) as live:
+        def each(number, loss, ndcg):
+            live.step = number
+            for name, value in (('loss', loss), ('valid_ndcg', ndcg)):
+                if value is not None: live.log_metric(name, float(value))
+            live.make_summary()
+        yield each
+
 CODE = ('schema', 'metrics', 'baselines', 'model', 'fit', 'recommender', 'train') # the chapters that decide what a bundle is
 
 def run():
@@ -202,7 +216,7 @@ def run():
     started = time.time(), time.process_time()
     common, cfg, features = load_params(RunConfig, 'run'), load_params(TrainConfig, 'train'), Path('artifacts/features')
     task = read_task(features, cfg.others); test = task.test
-    blend, simple, fitted, chosen = learn(task.sequences, len(task.items), task.category, cfg, common.seed, common.threads, task.valid, keep=Path('runs/train'))
+    with curves() as each: blend, simple, fitted, chosen = learn(task.sequences, len(task.items), task.category, cfg, common.seed, common.threads, task.valid, keep=Path('runs/train'), each=each)
     if rank(): return # one process tells
     models, differences = compare(ranks := asking(blend, simple, test), test.user)
     metrics = {'models': models, 'differences': differences, 'n_targets': len(test), 'n_users': len(np.unique(test.user)), 'repeats': task.repeats, 'n_sequences': len(task.sequences), 'epochs': fitted.epochs, 'chosen': chosen}
@@ -214,5 +228,4 @@ def run():
     scores = {'sequence': blend.score} | {name: m.score for name, m in simple.items()}
     looked = quality(scores, ranks, test, popularity(Positives(task.sequences, cfg.others), len(task.items)), task.items.category, load_params(QualityConfig, 'quality'), common.seed)
     write_json('metrics/train.json', metrics | {'quality': looked, 'version': recommender.version})
-    write_json('metrics/curves.json', [{'pass': n, 'loss': l, 'valid_ndcg': v} for n, (l, v) in enumerate(zip_longest(fitted.loss, fitted.valid), 1)]) # for `dvc plots`
     write_json('runs/train.json', {'seconds': round(time.time() - started[0], 2), 'cpu_seconds': round(time.process_time() - started[1], 2)})

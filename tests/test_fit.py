@@ -159,9 +159,11 @@ def test_killed_while_told_ends_the_same(tmp_path, monkeypatch):
         return update(self, batch)
     monkeypatch.setattr(Learner, 'update', fragile)
     while True:
-        try: found = fit(sequences, N, np.zeros(N, int), cfg, 5, 1, ask, keep=tmp_path, every=0.); break
+        said = []
+        try: found = fit(sequences, N, np.zeros(N, int), cfg, 5, 1, ask, keep=tmp_path, every=0., each=lambda *pass_: said.append(pass_)); break
         except KeyboardInterrupt: pass
     assert len(calls) > 20 and same(found.model, whole.model)
+    assert said == list(zip(range(1, len(found.loss) + 1), found.loss, found.valid)) # the passes before the kill are told again
 
 def test_only_positive_acts_are_counted():
     told = [acts(np.array([1, 2, 3]), [1, 2, 4])]

@@ -12,6 +12,7 @@ from telemetry_loop.fit import Targets, rank_targets
 from telemetry_loop.metrics import beyond_precision, by_group, ndcg
 from telemetry_loop.privacy import PrivacyConfig
 from telemetry_loop.quality import *
+from telemetry_loop.train import curves
 from conftest import ROOT
 
 N = 40
@@ -236,7 +237,8 @@ def desk(found, tmp_path): # what the report reads
     full = lambda v: {'ndcg@10': e(v), 'recall@10': e(v), 'mrr': e(v)}
     write_json(tmp_path/'metrics/train.json', dict(quality=found, models={'sequence': full(.8), 'network': full(.7), 'most_popular': full(.2)}, differences={'sequence_minus_network': e(.1), 'sequence_minus_most_popular': e(.6)},
         n_targets=300, n_sequences=2000, epochs=2, version='bundle123'))
-    write_json(tmp_path/'metrics/curves.json', [{'pass': n, 'loss': l, 'valid_ndcg': v} for n, (l, v) in enumerate([(3., .1), (2., .3), (1., .2)], 1)])
+    with contextlib.chdir(tmp_path), curves() as each:
+        for n, told in enumerate([(3., .1), (2., .3), (1., .2)], 1): each(n, *told)
     write_json(tmp_path/'metrics/release.json', dict(version='run456', model_version='bundle123', data_digest='features789', code_digest='code1', params_digest='params1'))
     with contextlib.chdir(tmp_path): yield tmp_path
 
@@ -252,7 +254,7 @@ def test_report(desk):
 
 def test_report_without_ablations_and_curves(desk):
     "The same cells, without a kernel: one plain sentence where there is nothing to show."
-    write_json('metrics/curves.json', [])
+    shutil.rmtree('metrics/curves')
     shell, said = InteractiveShell(), []
     for cell in read_json('reports/02_model_quality.ipynb')['cells']:
         if cell['cell_type'] == 'code': done = shell.run_cell(''.join(cell['source'])); done.raise_error(); said.append(getattr(done.result, 'data', ''))

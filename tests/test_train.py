@@ -95,6 +95,7 @@ def test_stage_writes_metrics_and_a_loadable_bundle(home):
     assert shown['differences']['sequence_minus_most_popular']['ci_lower'] > 0 and shown['n_targets'] == 60 and shown['n_users'] == 60
     assert Recommender.load('artifacts/train').version == shown['version'] == bundle['version']
     assert bundle['lock_digest'] == file_digest('requirements.lock') and bundle['data_digest'] == folder_digest('artifacts/features') and bundle['params'] == asdict(CFG)
+    for name in ('loss', 'valid_ndcg'): assert len(pd.read_csv(f'metrics/curves/plots/metrics/{name}.tsv', sep='\t')) >= shown['epochs']
     assert 'seconds' in json.loads(Path('runs/train.json').read_text()) and 'seconds' not in Path('metrics/train.json').read_text()
 
 def test_stage_twice_gives_the_same_bytes(home):
