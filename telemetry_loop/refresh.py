@@ -17,7 +17,7 @@ from .estimate import Estimate, mean
 from .metrics import ndcg
 from .baselines import GapMarkov, recent
 from .model import SequenceModel, chunked_cross_entropy
-from .fit import Targets, network_state, pad_left, rank_targets
+from .fit import AdamW, Targets, network_state, pad_left, rank_targets
 from .recommender import Blend, Recommender
 import torch
 
@@ -98,7 +98,7 @@ def tuned_network(
 )->SequenceModel:
     "The network after a few passes over the fresh events, oldest first; no dropout, so no luck."
     model = copy.deepcopy(model).eval()
-    optimiser = torch.optim.Adam(model.parameters(), cfg.lr)
+    optimiser = AdamW([(model.parameters(), 0.)], cfg.lr, (.9, .999))
     for _ in range(cfg.passes):
         for start in range(0, len(asked), cfg.batch):
             part = asked.take(np.arange(start, min(start + cfg.batch, len(asked))))

@@ -1,5 +1,5 @@
 "Questions that know no future, batches that lose nothing, the same bytes after a kill, alone or together."
-import os, subprocess, sys
+import copy, os, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
@@ -9,7 +9,7 @@ from telemetry_loop.baselines import MostPopular
 from telemetry_loop.config import TelemetryError
 from telemetry_loop.metrics import ndcg
 from telemetry_loop.model import acts
-from telemetry_loop.fit import Learner, Sequences, Targets, fit, gathered, length_batches, network_scores, Positives, Questions, Spill, rank_targets, targets_as_of, windows
+from telemetry_loop.fit import AdamW, Learner, Sequences, Targets, fit, gathered, length_batches, network_scores, Positives, Questions, Spill, rank_targets, targets_as_of, windows
 from circle import ASK, CFG, CYCLE, N
 
 @pytest.fixture(scope='module')
@@ -164,6 +164,23 @@ def test_killed_while_told_ends_the_same(tmp_path, monkeypatch):
         except KeyboardInterrupt: pass
     assert len(calls) > 20 and same(found.model, whole.model)
     assert said == list(zip(range(1, len(found.loss) + 1), found.loss, found.valid)) # the passes before the kill are told again
+
+def test_updates_are_those_of_torch_without_its_compiler():
+    def walk(make):
+        torch.manual_seed(3); ps = [torch.nn.Parameter(torch.randn(7, 5)), torch.nn.Parameter(torch.randn(5)), torch.nn.Parameter(torch.randn(2, 2))]
+        optimiser = make(ps)
+        for n in range(9):
+            optimiser.zero_grad(set_to_none=True)
+            loss = ((ps[0] @ ps[1])**2).sum() + (ps[2]**3).sum()*(n % 2)
+            if n % 3 == 0: ps[2].requires_grad_(False)                       # now and then one has no gradient
+            loss.backward(); ps[2].requires_grad_(True); optimiser.step()
+            if n == 4: held = copy.deepcopy(optimiser.state_dict()); optimiser = make(ps); optimiser.load_state_dict(held)
+        return ps
+    ours = walk(lambda ps: AdamW([(ps[:1] + ps[2:], .1), (ps[1:2], 0.)], .01, (.9, .98)))
+    theirs = walk(lambda ps: torch.optim.AdamW([dict(params=ps[:1] + ps[2:], weight_decay=.1), dict(params=ps[1:2], weight_decay=0.)], lr=.01, betas=(.9, .98), fused=True))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+    alone = 'import sys; import numpy as np; from circle import *; from telemetry_loop.fit import fit; fit(CYCLE, N, np.zeros(N, int), CFG, 5, 1, None, 1); sys.exit("torch._dynamo" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', alone], cwd=Path(__file__).parent).returncode == 0
 
 def test_only_positive_acts_are_counted():
     told = [acts(np.array([1, 2, 3]), [1, 2, 4])]
