@@ -62,6 +62,7 @@ def summarise(
     "NDCG@10, recall@10 and reciprocal rank with cluster-robust intervals."
     return {'ndcg@10': mean(ndcg(rank), user), 'recall@10': mean(recall(rank), user), 'mrr': mean(mrr(rank), user)}
 
+# %% ../nbs/30_metrics.ipynb #b18886e5
 def paired(
     rank_a:np.ndarray, # (n,) ranks of the same targets under one model
     rank_b:np.ndarray, # (n,) and under the other
@@ -111,6 +112,7 @@ def coverage(lists:np.ndarray, n_items:int)->float: # lists: (n, k) item indices
     "Share of the catalogue that is recommended to anybody."
     return float((_counts(lists, n_items).sum(0) > 0).mean())
 
+# %% ../nbs/30_metrics.ipynb #741df26b
 def gini(shown:np.ndarray)->float: # (N,) how often each item is shown
     "Gini index of exposure: 0 all items equally often, 1 one item everywhere; NaN where nothing is shown."
     n, shown = len(shown), np.sort(shown)
@@ -141,6 +143,7 @@ def novelty(
     popularity = np.asarray(popularity, float)
     return _average(lists, np.log2(max(popularity.sum(), 1.)) - np.log2(np.maximum(popularity, 1.)))
 
+# %% ../nbs/30_metrics.ipynb #03532f19
 def diversity(
     lists:np.ndarray,   # (n, k) item indices, -1 no item
     vectors:np.ndarray, # (N, d) what items are like (embedding, or a column per category), or (N,) one label each
@@ -165,6 +168,7 @@ def popularity_lift(
     own = _average(histories, popularity)
     return _average(lists, popularity)/np.where(own > 0, own, np.nan)
 
+# %% ../nbs/30_metrics.ipynb #1b3a184c
 def miscalibration(
     lists:np.ndarray,      # (n, k) item indices, -1 no item
     histories:np.ndarray,  # (n, l) what each person chose before, padded with -1
@@ -240,6 +244,7 @@ class Parity:
         return {'groups': {str(g): e.as_dict() for g, e in self.groups.items()}, 'highest': pair[0], 'lowest': pair[1],
                 'difference': self.difference.as_dict(), 'ratio': self.ratio.as_dict(), 'unequal': [[str(g) for g in p] for p in self.unequal]}
 
+# %% ../nbs/30_metrics.ipynb #fd516602
 def _compare(values, rows:dict, user, groups:dict, users:dict, level:float, pooled:bool)->Parity:
     "Every pair of measured groups, with intervals that hold together; pooled: no group is surer than the average one."
     measured = sorted((g for g in groups if groups[g].value is not None), key=lambda g: -groups[g].value)
@@ -319,6 +324,7 @@ def noisy(
     h = np.asarray(histories, int)
     return np.where((h >= 0) & (rng.random(h.shape) < share), rng.integers(0, n_items, h.shape), h)
 
+# %% ../nbs/30_metrics.ipynb #5143da42
 def thinned(
     histories:np.ndarray,    # (n, l) item indices, newest last, padded with -1
     share:float,             # of the events that are missing, 0 to 1
@@ -329,6 +335,7 @@ def thinned(
     h = np.asarray(histories, int)
     return _newest_last(np.where(rng.random(h.shape) < share, -1, h))
 
+# %% ../nbs/30_metrics.ipynb #4415ac34
 def cold(
     histories:np.ndarray, # (n, l) item indices, newest last, padded with -1
     keep:int,             # newest items each person keeps; 0: nobody has a past
@@ -338,6 +345,7 @@ def cold(
     h = _newest_last(np.asarray(histories, int))
     return np.where(np.arange(h.shape[1]) >= h.shape[1] - keep, h, -1)
 
+# %% ../nbs/30_metrics.ipynb #31eff77c
 def attacked(
     histories:np.ndarray,    # (n, l) item indices, newest last, padded with -1
     copies:int,              # of the pushed item, in each history
