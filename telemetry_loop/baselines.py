@@ -30,6 +30,7 @@ def popularity(
     "Interactions per item."
     return sum(np.bincount(flat, minlength=n_items) for flat, _ in some_people(sequences)).astype(float)
 
+# %% ../nbs/31_baselines.ipynb #3cb3db0d
 class MostPopular:
     "What everybody chose."
     count = staticmethod(popularity)
@@ -78,6 +79,7 @@ def rows_of(i:np.ndarray, item:np.ndarray, w:np.ndarray, shape:tuple)->sparse.cs
     "The same as a matrix, one row a history; without the detours of scipy's own constructor, which one question alone would wait for."
     return sparse.csr_matrix((w.astype(np.float32), item, np.searchsorted(i, np.arange(shape[0] + 1))), shape=shape)
 
+# %% ../nbs/31_baselines.ipynb #4310c3ac
 class ItemKNN:
     "What goes together, whatever the order."
     def __init__(self, neighbours:int=200): self.neighbours = neighbours # kept per item
