@@ -85,6 +85,7 @@ class _Rows(torch.autograd.Function):
         index = ctx.saved_tensors[0].flatten()
         return torch.stack([torch.bincount(index, g.flatten().double(), ctx.rows) for g in grad.unbind(-1)], 1).to(grad.dtype), None
 
+# %% ../nbs/32_model.ipynb #40dad7b6
 class Block(nn.Module):
     "Pre-norm attention and feed-forward, each let through a gate (LiGR, Borisyuk et al. 2024)."
     def __init__(self, s:Shape):
