@@ -79,6 +79,7 @@ def fresh_chain(
     follows = sparse.csr_matrix((w*worth[i], (item, asked.item[i])), shape=(n, n))
     return GapMarkov(chain.decay, chain.gaps, chain.power, chain.fresh, chain.rare).fit_counts((follows, np.bincount(asked.item, worth, n)))
 
+# %% ../nbs/35_refresh.ipynb #1c5a1819
 def mixed_chain(
     old:GapMarkov, new:GapMarkov,
     share:float, # of the evidence, and of the popularity, that is from `new`
@@ -128,6 +129,7 @@ def cut(asked:Targets, parts:int)->np.ndarray: # asked: in order of time -> (par
     n = len(asked)
     return np.r_[0, np.searchsorted(asked.time, asked.time[np.arange(1, parts)*n//parts]), n] if n else np.zeros(parts + 1, int)
 
+# %% ../nbs/35_refresh.ipynb #36c2d663
 @dataclass(frozen=True)
 class Trial:
     "How each part of the fresh events was ranked before it was learned from."
@@ -154,6 +156,7 @@ def tried(blend:Blend, asked:Targets, cfg:RefreshConfig)->Trial: # asked: in ord
     user, ranks, new = [np.concatenate(x, -1) for x in zip(*told)]
     return Trial(user, ranks[0], new, cfg.shares[best()] if len(user) else cfg.shares[0])
 
+# %% ../nbs/35_refresh.ipynb #4e17a994
 @patch
 def update(self:Recommender,
     events:pd.DataFrame,          # user_id, item (or item_id), event_time: what people chose since; any order
