@@ -65,6 +65,7 @@ def together(estimates:dict, level:float=.95)->dict: # group -> Estimate, with .
     wider = ndtri(1 - (1 - level)/2/max(sure, 1))/ndtri(.975)
     return {g: e if e.ci_lower is None else Estimate(e.value, e.value - (e.value - e.ci_lower)*wider, e.value + (e.ci_upper - e.value)*wider, e.n) for g, e in estimates.items()}
 
+# %% ../nbs/36_quality.ipynb #555ac50f
 def _plain(found:dict)->dict: # name -> Estimate
     "Plain values; of a group too small to measure not even the size."
     return {str(g): e.as_dict() | ({} if e.value is not None else {'n': None}) for g, e in found.items()}
@@ -99,6 +100,7 @@ def _some(n:int, most:int, seed:int)->np.ndarray: # row numbers, in order
     "All rows, or a random part of them."
     return np.arange(n) if n <= most else np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
 
+# %% ../nbs/36_quality.ipynb #d17334aa
 def quality(
     models:dict,           # name -> score function, (n, l) histories padded left with -1 -> (n, N); the recommender first, then what it must beat
     ranks:dict,            # name -> (n,) rank of each target under it
@@ -156,6 +158,7 @@ def in_order(groups)->list:
     known = HISTORY + POPULARITY
     return sorted(groups, key=lambda g: (known.index(g) if g in known else len(known), g in ('unknown', 'all others'), [p.zfill(9) for p in re.split(r'(\d+)', g) if p.isdigit()] or [''], g))
 
+# %% ../nbs/36_quality.ipynb #cca3a43f
 def _sure(e, side:int)->bool: # the whole interval lies above (1) or below (-1) zero
     return e['ci_lower'] is not None and (e['ci_lower'] > 0 if side > 0 else e['ci_upper'] < 0)
 
@@ -176,6 +179,7 @@ def is_better(train:dict)->str: # content of metrics/train.json
     cost = '' if 'gap_markov' not in gap or _sure(gap['gap_markov'], 1) else ' It does not surely beat counting what follows what (gap-decayed Markov), which costs next to nothing: as it stands it is not worth its cost.'
     return f'{head} NDCG@10 is {models[q["ours"]]["ndcg@10"]["value"]:.4f}; the best simple model, {called(q["rival"])}, has {models[q["rival"]]["ndcg@10"]["value"]:.4f} ({_change(gap[q["rival"]])}).{cost}'
 
+# %% ../nbs/36_quality.ipynb #b9dfbaf3
 def for_whom(quality:dict)->str: # `quality` of metrics/train.json
     "Where it is surely better, and where worse."
     if not quality['rival']: return 'There is nothing to compare with.'
@@ -184,12 +188,14 @@ def for_whom(quality:dict)->str: # `quality` of metrics/train.json
     better = f'Surely better than {called(quality["rival"])} in these groups: {"; ".join(found[1])}.' if found[1] else 'For no group told apart here is it surely better.'
     return f'{better} ' + (f'**Surely worse** in these: {"; ".join(found[-1])}.' if found[-1] else 'For none is it surely worse.')
 
+# %% ../nbs/36_quality.ipynb #72610214
 def what_lists(quality:dict)->str: # `quality` of metrics/train.json
     "How narrow the lists are."
     reach, lift = ({m: quality['lists'][m][f'{name}@{K}']['value'] for m in (quality['ours'], quality['rival']) if m} for name in ('coverage', 'popularity_lift'))
     said = lambda by, words, form: words.format(form.format(by[quality['ours']])) + (f' ({called(quality["rival"])}: {form.format(by[quality["rival"]])})' if quality['rival'] else '') + '.'
     return ' '.join(said(by, words, form) for by, words, form in ((reach, '{} of the catalogue is shown to somebody', '{:.0%}'), (lift, 'A list holds items {} times as popular as what its person chose before', '{:.1f}')) if None not in by.values()) or 'There were none to look at.'
 
+# %% ../nbs/36_quality.ipynb #9ce97a23
 def which_part(ablations:dict)->str: # variant -> content of metrics/ablate/<variant>.json
     "Which parts earn it."
     if not ablations: return 'Which part earns it was not measured in this run.'
@@ -221,6 +227,7 @@ def plot_lists(quality:dict): # `quality` of metrics/train.json -> the figure
     fig.tight_layout()
     return fig
 
+# %% ../nbs/36_quality.ipynb #f593cd97
 def plot_groups(quality:dict, attribute:str): # `quality` of metrics/train.json; which of its groups -> the figure
     "How well each group is served, and what the recommender adds there."
     import matplotlib.pyplot as plt
@@ -237,6 +244,7 @@ def plot_groups(quality:dict, attribute:str): # `quality` of metrics/train.json;
     fig.tight_layout()
     return fig
 
+# %% ../nbs/36_quality.ipynb #c91e6d4f
 def plot_exposure(quality:dict): # `quality` of metrics/train.json -> the figure
     "The attention each category gets, over its share of the catalogue."
     import matplotlib.pyplot as plt
@@ -252,6 +260,7 @@ def plot_exposure(quality:dict): # `quality` of metrics/train.json -> the figure
     fig.tight_layout()
     return fig
 
+# %% ../nbs/36_quality.ipynb #87a65812
 SPOILED = {'noisy': ('wrong', 'of the history replaced\nby random items'), 'thinned': ('missing', 'of the history lost'), 'cold': ('short', 'newest choices known'), 'attacked': ('attacked', 'fake choices of one item\nput into each history')}
 
 def plot_robustness(quality:dict): # `quality` of metrics/train.json -> the figure
@@ -273,6 +282,7 @@ def plot_robustness(quality:dict): # `quality` of metrics/train.json -> the figu
     fig.tight_layout(rect=(0, 0, 1, .9)); fig.legend(*[h[::-1] for h in handles], fontsize=9, loc='upper center', ncols=len(found), frameon=False)
     return fig
 
+# %% ../nbs/36_quality.ipynb #566d0573
 def plot_ablations(ablations:dict): # variant -> content of metrics/ablate/<variant>.json -> the figure
     "What is lost without each part."
     import matplotlib.pyplot as plt
