@@ -104,6 +104,7 @@ class Choice:
         p = np.divide(w, total, out=np.zeros_like(w), where=total > 0)
         return p if not self.even else np.where(total > 0, (1 - self.even)*p, 0) + np.where(total > 0, self.even, 1.)*left/np.maximum(1, size)
 
+# %% ../nbs/39_choice.ipynb #a8776a64
 def as_choice(weights)->Choice: return weights if isinstance(weights, Choice) else Choice(weights)
 
 def slate_propensities(
@@ -146,6 +147,7 @@ def _left(w:np.ndarray, rest:np.ndarray, at:np.ndarray)->np.ndarray: # (n, m), (
         left[i, l, m] = np.where(total > 0, total, np.inf)
     return left
 
+# %% ../nbs/39_choice.ipynb #dd2db0e0
 def _marginals_exact(w:np.ndarray, k:int, only:np.ndarray|None=None)->np.ndarray: # (n, m), k <= 3; only: (n, k) columns -> (n, m, k), or (n, k)
     "Sums over what stands above, for fixed weights."
     (n, m), place = w.shape, np.arange(w.shape[1])
@@ -206,6 +208,7 @@ def _marginals_race(w:np.ndarray, k:int, nodes:int=120)->np.ndarray: # (n, m), a
         after = step(after, i)
     return out
 
+# %% ../nbs/39_choice.ipynb #cb061267
 def position_marginals(
     weights,                   # (n, m) choice weights, rows sum to 1; or a Choice
     k:int,                     # positions
