@@ -81,7 +81,7 @@ def rows_of(i:np.ndarray, item:np.ndarray, w:np.ndarray, shape:tuple)->sparse.cs
 
 # %% ../nbs/31_baselines.ipynb #4310c3ac
 class ItemKNN:
-    "What goes together, whatever the order."
+    "What goes together, whatever the order (Sarwar et al. 2001)."
     def __init__(self, neighbours:int=200): self.neighbours = neighbours # kept per item
     @staticmethod
     def count(sequences, n_items:int)->tuple: # -> (n_items, n_items) people who chose both, (n_items,) interactions
@@ -104,7 +104,7 @@ class ItemKNN:
 
 # %% ../nbs/31_baselines.ipynb #e69ce68d
 class EASE:
-    "Which items stand in for which, all at once."
+    "Which items stand in for which, all at once (Steck 2019)."
     def __init__(self,
         l2:float=200., # weight against large coefficients, in people
         most:int=20_000, # items of the largest catalogue it will take

@@ -54,7 +54,7 @@ def choice_weights(
     w = np.exp(z - np.where(there.any(1, keepdims=True), z.max(1, keepdims=True), 0))
     return mixed(w, there, exploration)
 
-def mixed(w:np.ndarray, there:np.ndarray, exploration:float)->np.ndarray:
+def mixed(w:np.ndarray, there:np.ndarray, exploration:float)->np.ndarray: # (n, m) weights >= 0, (n, m) bool, share 0..1 -> (n, m)
     "Weights made to sum to 1, and an even share."
     return (1 - exploration)*w/np.maximum(w.sum(1, keepdims=True), 1e-300) + exploration*there/np.maximum(1, there.sum(1, keepdims=True))
 
@@ -105,7 +105,9 @@ class Choice:
         return p if not self.even else np.where(total > 0, (1 - self.even)*p, 0) + np.where(total > 0, self.even, 1.)*left/np.maximum(1, size)
 
 # %% ../nbs/39_choice.ipynb #a8776a64
-def as_choice(weights)->Choice: return weights if isinstance(weights, Choice) else Choice(weights)
+def as_choice(weights)->Choice: # (n, m) choice weights, or a Choice already
+    "Plain weights as a distribution of slates."
+    return weights if isinstance(weights, Choice) else Choice(weights)
 
 def slate_propensities(
     weights,            # (n, m) choice weights, or a Choice

@@ -42,7 +42,7 @@ def rank_of_target(
 
 # %% ../nbs/30_metrics.ipynb #fc102250
 def ndcg(rank:np.ndarray, k:int=10)->np.ndarray: # rank: (n,) 1 is the top; k: length of the list
-    "Discounted gain of the one relevant item: 1 at the top, 0 outside the list."
+    "Discounted gain of the one relevant item (Järvelin & Kekäläinen 2002): 1 at the top, 0 outside the list."
     rank = np.asarray(rank, float)
     return np.where(rank <= k, 1/np.log2(rank + 1), 0.)
 
@@ -238,7 +238,7 @@ class Parity:
     difference: Estimate  # of these two; picked after looking, so judge it by the interval, not by the value
     ratio: Estimate       # lowest over highest, 1 is parity; no value where a mean is not above 0
     unequal: tuple        # (higher, lower) for each pair whose interval excludes 0
-    def as_dict(self)->dict:
+    def as_dict(self)->dict: # the fields by name, as plain values
         "Plain values for JSON."
         pair = [None if g is None else str(g) for g in (self.highest, self.lowest)]
         return {'groups': {str(g): e.as_dict() for g, e in self.groups.items()}, 'highest': pair[0], 'lowest': pair[1],

@@ -50,7 +50,7 @@ DWELLS, SINCES = 24, 32 # classes; 0: not known
 def told(
     history:np.ndarray,     # (n, l) acts, left-aligned
     now:np.ndarray|None,    # (n,) seconds since 1970, when the next act is asked for; None: not known
-    device='cpu',
+    device='cpu',           # where the tensors go
 )->dict:                    # kind, dwell (n, l) and since (n, l+1, l+1) as classes: of each state and what it may look at
     "Acts as the network reads them."
     when, size, to = history['when'], (history['item'] >= 0).sum(1), lambda x: torch.from_numpy(x.copy()).to(device)
@@ -88,7 +88,7 @@ class _Rows(torch.autograd.Function):
 # %% ../nbs/32_model.ipynb #40dad7b6
 class Block(nn.Module):
     "Pre-norm attention and feed-forward, each let through a gate (LiGR, Borisyuk et al. 2024)."
-    def __init__(self, s:Shape):
+    def __init__(self, s:Shape): # what the network is made of
         super().__init__()
         self.heads, self.norm1, self.norm2 = s.heads, nn.LayerNorm(s.dim), nn.LayerNorm(s.dim)
         self.qkv, self.out, self.gate1 = nn.Linear(s.dim, 3*s.dim), nn.Linear(s.dim, s.dim), nn.Linear(s.dim, s.dim)
@@ -102,7 +102,8 @@ class Block(nn.Module):
         x = x + self.drop(self.out(seen.transpose(1, 2).flatten(2)))*torch.sigmoid(self.gate1(y))
         y = self.norm2(x)
         return x + self.drop(self.back(F.gelu(self.wide(y))))*torch.sigmoid(self.gate2(y))
-    def forward(self, x:torch.Tensor, since:torch.Tensor|None=None)->torch.Tensor: # (b, l, dim), (b, l, l)
+    def forward(self, x:torch.Tensor, since:torch.Tensor|None=None)->torch.Tensor: # (b, l, dim), (b, l, l) classes of `told` or None -> (b, l, dim)
+        "Every position, each seeing itself and what came before."
         y, l = self.norm1(x), x.shape[1]
         q, k, v = [self._split(part) for part in self.qkv(y).chunk(3, 2)]
         bias = self._bias(since, torch.ones(l, l, dtype=torch.bool, device=x.device).tril())
@@ -226,7 +227,7 @@ def sampled_cross_entropy(
     n_items:int,         # V, that the negatives were drawn from
     weight:torch.Tensor|None=None, # (t,) what each token counts; None: all the same
 )->torch.Tensor:         # (weighted) mean loss, nats per token
-    "Cross-entropy against shared uniform negatives, corrected for how few they are."
+    "Cross-entropy against shared uniform negatives, corrected for how few they are (Bengio & Senécal 2008)."
     z = (state @ wrong.T + np.log(n_items/len(wrong))).masked_fill(clash, -torch.inf)
     own = (state*right).sum(1)
     loss = torch.logaddexp(own, z.logsumexp(1)) - own

@@ -145,7 +145,7 @@ NAMES = {'sequence': 'recommender', 'network': 'its network alone', 'ease': 'EAS
 ATTRIBUTES = {'history': 'choices known of the person before', 'popularity': 'how often the chosen item was chosen before', 'category': 'category of the chosen item'}
 VERDICTS = {'earns its place': '#2a9d5c', 'worth nothing': '#8a93a3', 'harms': '#c0392b', 'cannot tell': '#b8860b'} # of an ablation -> colour
 
-def called(model:str)->str:
+def called(model:str)->str: # model: its name in metrics/train.json -> the same in words
     "What a reader calls a model."
     return NAMES.get(model, model.replace('_', ' '))
 
@@ -153,7 +153,7 @@ def attributes(quality:dict)->list: # `quality` of metrics/train.json -> (name i
     "The attributes by which groups are told apart: those of choices, then those of people."
     return [(name, ATTRIBUTES.get(name, name.replace('_', ' '))) for name in sorted(quality['groups'], key=lambda name: (list(ATTRIBUTES) + [name]).index(name))]
 
-def in_order(groups)->list:
+def in_order(groups)->list: # groups: names, any order -> the same, small before large and the rest last
     "Groups as one would count them."
     known = HISTORY + POPULARITY
     return sorted(groups, key=lambda g: (known.index(g) if g in known else len(known), g in ('unknown', 'all others'), [p.zfill(9) for p in re.split(r'(\d+)', g) if p.isdigit()] or [''], g))

@@ -43,7 +43,7 @@ class RefreshConfig:
 
 # %% ../nbs/35_refresh.ipynb #5b77e4f8
 def questions(
-    recommender:Recommender,
+    recommender:Recommender,  # whose vocabulary the items are looked up in
     events:pd.DataFrame,      # user_id, item (or item_id), event_time; any order
     histories:dict|None=None, # user_id -> item ids known before these events, oldest first
 )->tuple:                     # Targets in order of time, rows left out
@@ -61,7 +61,7 @@ def questions(
     order = np.lexsort((np.arange(len(t)), t['time'].to_numpy()))
     return Targets(history, t['item'].to_numpy(int), t['user'].to_numpy(), None, t['time'].to_numpy()).take(order), len(events) - len(t)
 
-def unseen(asked:Targets)->Targets:
+def unseen(asked:Targets)->Targets: # any questions -> the ones a list could answer
     "Without items that the person had before; no list would show them."
     return asked.take(np.array([r for r in range(len(asked)) if asked.item[r] not in asked.history[r]], int))
 
@@ -81,9 +81,10 @@ def fresh_chain(
 
 # %% ../nbs/35_refresh.ipynb #1c5a1819
 def mixed_chain(
-    old:GapMarkov, new:GapMarkov,
-    share:float, # of the evidence, and of the popularity, that is from `new`
-)->GapMarkov:
+    old:GapMarkov, # what was live
+    new:GapMarkov, # of the fresh events
+    share:float,   # of the evidence, and of the popularity, that is from `new`; 0 to 1
+)->GapMarkov:      # counts like `old`, with as much evidence in all
     "Two chains as one; the old one's evidence shrinks with every refresh."
     def both(a, b):
         if not b.sum(): return a
@@ -95,8 +96,8 @@ def mixed_chain(
 def tuned_network(
     model:SequenceModel, # stays as it is
     asked:Targets,       # fresh events
-    cfg:RefreshConfig,
-)->SequenceModel:
+    cfg:RefreshConfig,   # passes, step size and batch
+)->SequenceModel:        # a new one
     "The network after a few passes over the fresh events, oldest first; no dropout, so no luck."
     model = copy.deepcopy(model).eval()
     optimiser = AdamW([(model.parameters(), 0.)], cfg.lr, (.9, .999))
@@ -112,12 +113,16 @@ def tuned_network(
 # %% ../nbs/35_refresh.ipynb #b1aa8563
 class Refresher:
     "What some fresh events would make of a blend, at any share."
-    def __init__(self, blend:Blend, asked:Targets, cfg:RefreshConfig):
+    def __init__(self,
+        blend:Blend,       # what is live; stays as it is
+        asked:Targets,     # fresh events, in order of time
+        cfg:RefreshConfig, # how they are learned
+    ):
         self.blend = blend
         self.chain = fresh_chain(blend.markov, asked, cfg.half_life_hours)
         self.network = tuned_network(blend.model, asked, cfg) if blend.weight and cfg.passes else blend.model
     def at(self, share:float)->Blend: # 0: the old one
-        "The blend with this share of fresh evidence."
+        "The blend with this share of fresh evidence; networks are averaged weight by weight (Wortsman et al. 2022)."
         old, model = self.blend, copy.deepcopy(self.blend.model)
         new = self.network.state_dict()
         model.load_state_dict({k: torch.lerp(v, new[k], share) if v.is_floating_point() else v for k, v in model.state_dict().items()})
@@ -141,7 +146,9 @@ class Trial:
         "NDCG@10 of refreshed minus old."
         fair = self.new > 0
         return mean(ndcg(self.new[fair]) - ndcg(self.old[fair]), self.user[fair], level)
-    def people(self)->int: return len(set(self.user[self.new > 0]))
+    def people(self)->int: # how many were asked something the guard may count
+        "People behind the gain."
+        return len(set(self.user[self.new > 0]))
 
 def tried(blend:Blend, asked:Targets, cfg:RefreshConfig)->Trial: # asked: in order of time
     "Ask every part but the first, then learn it."
