@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INPUTS', 'PARTS', 'TrainConfig', 'Targets', 'seconds', 'acts_of', 'targets_as_of', 'pad_left', 'asked',
-           'rank_targets', 'told_of', 'Sequences', 'Spill', 'Questions', 'windows', 'gathered', 'Positives',
+           'rank_targets', 'told_of', 'Sequences', 'windows', 'gathered', 'Spill', 'Questions', 'Positives',
            'length_batches', 'rank', 'AdamW', 'Learner', 'Fitted', 'network_state', 'network_scores', 'fit']
 
 # %% ../nbs/33_fit.ipynb #ceb62695
@@ -168,6 +168,23 @@ class Sequences:
         plain = lambda s: s if getattr(s, 'dtype', None) == ACT else np.asarray(s, np.int32)
         return cls(np.concatenate([plain(s) for s in sequences] or [np.zeros(0, np.int32)]), np.r_[0, np.cumsum([len(s) for s in sequences])])
 
+def windows(sequences:Sequences, size:int)->np.ndarray: # size: items a window holds at most -> (m, 2) first and one after last place in `flat`
+    "Sequences cut into pieces, the newest piece whole."
+    count = -(-np.diff(sequences.start)//size)
+    owner = np.repeat(np.arange(len(sequences)), count)
+    nth = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)     # 0 is the newest piece
+    stop = sequences.start[owner + 1] - nth*size
+    return np.c_[np.maximum(stop - size, sequences.start[owner]), stop]
+
+def gathered(flat, pieces:np.ndarray)->np.ndarray: # (b, 2) windows -> (b, l) items or acts, left-aligned, -1 after the last
+    "The items of some windows."
+    at = pieces[:, :1] + np.arange((pieces[:, 1] - pieces[:, 0]).max(initial=1))
+    found, fill = flat[np.minimum(at, len(flat) - 1)], at >= pieces[:, 1:]
+    if not found.dtype.names: found = found.astype(np.int64)
+    found[fill] = NOTHING if found.dtype.names else -1
+    return found
+
+# %% ../nbs/33_fit.ipynb #8d6167eb
 class Spill:
     "Arrays written one after another to a file without a name, and read from there: what is kept does not fill the memory."
     def __init__(self, dtype, folder=None): # folder: on the disk that takes them; None: where temporary files go
@@ -193,22 +210,7 @@ class Questions:
         item, user, time = map(np.concatenate, zip(*self.rest))
         return Targets(self.history.kept(), item, user, self.available, time, self.acts.kept())
 
-def windows(sequences:Sequences, size:int)->np.ndarray: # size: items a window holds at most -> (m, 2) first and one after last place in `flat`
-    "Sequences cut into pieces, the newest piece whole."
-    count = -(-np.diff(sequences.start)//size)
-    owner = np.repeat(np.arange(len(sequences)), count)
-    nth = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)     # 0 is the newest piece
-    stop = sequences.start[owner + 1] - nth*size
-    return np.c_[np.maximum(stop - size, sequences.start[owner]), stop]
-
-def gathered(flat, pieces:np.ndarray)->np.ndarray: # (b, 2) windows -> (b, l) items or acts, left-aligned, -1 after the last
-    "The items of some windows."
-    at = pieces[:, :1] + np.arange((pieces[:, 1] - pieces[:, 0]).max(initial=1))
-    found, fill = flat[np.minimum(at, len(flat) - 1)], at >= pieces[:, 1:]
-    if not found.dtype.names: found = found.astype(np.int64)
-    found[fill] = NOTHING if found.dtype.names else -1
-    return found
-
+# %% ../nbs/33_fit.ipynb #c332f463
 class Positives:
     "The items of each person's positive acts, taken out when asked for; behaves like a list of int arrays."
     def __init__(self, sequences, others:list): self.sequences, self.codes = sequences, kinds_code(others) # of item indices or acts; kinds that are not counted
@@ -238,6 +240,7 @@ def _give_back():
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) # glibc alone has it
     if trim: trim(0)
 
+# %% ../nbs/33_fit.ipynb #126f313d
 class AdamW:
     "AdamW (Loshchilov & Hutter 2019) by torch's fused kernel. `torch.optim.AdamW` gives the same bytes, but loads torch's compiler first: three CPU-seconds in every process that learns."
     def __init__(self, groups:list, lr:float, betas:tuple): # groups: (parameters, weight decay)
@@ -263,6 +266,7 @@ class AdamW:
             for name, values in mine.items():
                 for to, value in zip(values, theirs[name]): to.copy_(value)
 
+# %% ../nbs/33_fit.ipynb #9c26ee81
 class Learner:
     "A network while it learns: optimisers, average, and what a checkpoint holds."
     def __init__(self, n_items:int, category:np.ndarray, cfg:TrainConfig, has_data:np.ndarray, rng, kinds:np.ndarray=np.zeros(0, int)): # kinds: the codes that occur

@@ -35,6 +35,7 @@ def baselines(sequences, n_items:int, cfg:TrainConfig, seed:int, valid:Targets)-
     found = {name: tuned(name, counted, n_items, judge) for name in GRIDS if name != 'ease' or n_items <= EASE().most}
     return {name: model for name, (model, _) in found.items()}, {name: settings for name, (_, settings) in found.items()}
 
+# %% ../nbs/37_train.ipynb #8ce5b650
 def learn(
     sequences,            # arrays of item indices or acts, oldest first, one person each
     n_items:int,          # size of the catalogue
@@ -57,6 +58,7 @@ def learn(
         blend.weight, blend.linear = max(found, key=found.get)
     return blend, simple, fitted, chosen | {'blend': {'weight': blend.weight, 'linear': blend.linear}}
 
+# %% ../nbs/37_train.ipynb #03d9984e
 def refit(
     sequences,            # with what validation held back
     n_items:int, category:np.ndarray, cfg:TrainConfig, seed:int, threads:int,
@@ -75,6 +77,7 @@ def kinds_in(sequences)->tuple: # as `learn` takes them -> names; () where acts 
     codes = set().union(*(np.unique(s['kind']).tolist() for s in sequences if s.dtype.names))
     return tuple(name for i, name in enumerate(ACTS, 1) if i in codes)
 
+# %% ../nbs/37_train.ipynb #e13dec70
 def asking(blend:Blend, simple:dict, targets:Targets)->dict: # the recommender, baselines by name, questions -> name -> (n,) ranks
     "The same questions to every model; recommender and network are told all that is known."
     ours = {'sequence': [np.zeros(0, int)], 'network': [np.zeros(0, int)]}
@@ -158,6 +161,7 @@ class Task:
     test: Targets         # questions of the test window
     repeats: int          # test acts not asked, as the person had the item before
 
+# %% ../nbs/37_train.ipynb #72566298
 def people(
     file,              # Parquet with a column user_id, sorted by it
     rows:int=2**18,    # held at once, and what one person has beyond
@@ -196,6 +200,7 @@ def read_task(
             questions.add(some); repeats += again*(split == 'test')
     return Task(items, pd.factorize(items.category, sort=True)[0], train.kept(), asked['valid'].kept(), asked['test'].kept(), repeats)
 
+# %% ../nbs/37_train.ipynb #3793cb65
 @contextmanager
 def curves(folder='metrics/curves'): # -> what `fit` takes as `each`, or None where another process tells
     "Loss and validation of each pass while it learns, for `dvc plots`."
@@ -209,6 +214,7 @@ def curves(folder='metrics/curves'): # -> what `fit` takes as `each`, or None wh
             live.make_summary()
         yield each
 
+# %% ../nbs/37_train.ipynb #80bc7a24
 CODE = ('schema', 'metrics', 'baselines', 'model', 'fit', 'recommender', 'train') # the chapters that decide what a bundle is
 
 def run():
