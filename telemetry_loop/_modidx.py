@@ -952,6 +952,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'telemetry_loop.privacy.secret_rng': ('privacy.html#secret_rng', 'telemetry_loop/privacy.py'),
                                         'telemetry_loop.privacy.suppress': ('privacy.html#suppress', 'telemetry_loop/privacy.py')},
             'telemetry_loop.quality': { 'telemetry_loop.quality.QualityConfig': ('quality.html#qualityconfig', 'telemetry_loop/quality.py'),
+                                        'telemetry_loop.quality._centred': ('quality.html#_centred', 'telemetry_loop/quality.py'),
                                         'telemetry_loop.quality._change': ('quality.html#_change', 'telemetry_loop/quality.py'),
                                         'telemetry_loop.quality._dots': ('quality.html#_dots', 'telemetry_loop/quality.py'),
                                         'telemetry_loop.quality._listed': ('quality.html#_listed', 'telemetry_loop/quality.py'),

@@ -209,7 +209,7 @@ class GapMarkov:
 
 # %% ../nbs/31_baselines.ipynb #3dc2c5cf
 GRIDS = {'most_popular': (MostPopular, [{}]), 'item_knn': (ItemKNN, [dict(neighbours=k) for k in (20, 100, 500)]),
-         'ease': (EASE, [dict(l2=l) for l in (50., 500.)]), 'gap_markov': (GapMarkov, [dict(fresh=f, power=p, rare=r) for f in (.5, .6, .7) for p in (.5, .75) for r in (0., .15)])}
+         'ease': (EASE, [dict(l2=l) for l in (50., 500., 2000.)]), 'gap_markov': (GapMarkov, [dict(fresh=f, power=p, rare=r) for f in (.5, .6, .7, .8) for p in (.5, .75) for r in (0., .15)])}
 
 def tuned(
     name:str,       # of a model in GRIDS

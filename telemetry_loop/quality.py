@@ -175,7 +175,7 @@ def is_better(train:dict)->str: # content of metrics/train.json
     gap = {name: train['differences'][f'{q["ours"]}_minus_{name}'] for name in q['models'][1:]}
     beaten, lost = [[called(m) for m, e in gap.items() if _sure(e, side)] for side in (1, -1)]
     open_ = [called(m) for m in gap if called(m) not in beaten + lost]
-    head = f'**No.** {_listed(lost)} ranked better.' if lost else '**Yes.** It ranks what people choose next better than every simple model.' if not open_ else f'**Not surely.** The evidence does not tell it from {_listed(open_)}.'
+    head = f'**No.** {_listed(lost)} ranked better.' if lost else '**Yes.** It ranks what people choose next better than every simple model.' if not open_ else f'**Not surely.** Which ranks better, it or {_listed(open_)}, this test cannot tell.'
     cost = '' if 'gap_markov' not in gap or _sure(gap['gap_markov'], 1) else ' It does not surely beat counting what follows what (gap-decayed Markov), which costs next to nothing: as it stands it is not worth its cost.'
     return f'{head} NDCG@10 is {models[q["ours"]]["ndcg@10"]["value"]:.4f}; the best simple model, {called(q["rival"])}, has {models[q["rival"]]["ndcg@10"]["value"]:.4f} ({_change(gap[q["rival"]])}).{cost}'
 
@@ -206,7 +206,10 @@ def which_part(ablations:dict)->str: # variant -> content of metrics/ablate/<var
 # %% ../nbs/36_quality.ipynb #a5494639
 OURS, THEIRS, SURE, WORSE = '#1f5fa8', '#8a93a3', '#2a9d5c', '#c0392b' # colours
 LISTS = {'coverage@10': ('coverage', 'share of the catalogue\nthat anybody is shown'), 'concentration@10': ('concentration', '0: all items equally often,\n1: one item everywhere'), 'novelty@10': ('novelty', 'bits; more: less known items'),
-    'diversity@10': ('diversity within a list', '0: one category, 1: all different'), 'popularity_lift@10': ('popularity lift', '1: as popular as what\nthe person chose before'), 'miscalibration@10': ('miscalibration', '0: categories as the\nperson mixes them')}
+    'diversity@10': ('diversity within a list', '0: one category, 1: all different'), 'popularity_lift@10': ('popularity lift', '1: as popular as what\nthe person chose before'), 'miscalibration@10': ('miscalibration', 'nats; 0: categories as\nthe person mixes them')}
+
+def _centred(ax): # zero in the middle, where the label has its line
+    reach = max(map(abs, ax.get_xlim())); ax.set_xlim(-reach, reach); ax.locator_params(axis='x', nbins=5)
 
 def _dots(ax, rows:dict, colours, hollow=()): # label -> plain estimate, top first
     "A dot and its interval for each row; what is not known leaves its row empty."
@@ -240,7 +243,7 @@ def plot_groups(quality:dict, attribute:str): # `quality` of metrics/train.json;
     left.set_xlabel('NDCG@10'); left.set_title(dict(attributes(quality))[attribute], fontsize=11, loc='left')
     right.legend(*left.get_legend_handles_labels(), fontsize=9, loc='lower right', bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     if of['gain']: _dots(right, {g: of['gain'][g] for g in names}, lambda g, e: SURE if _sure(e, 1) else WORSE if _sure(e, -1) else THEIRS)
-    right.axvline(0, color='black', lw=1); right.set_xlabel(f'worse   |   better than {called(rival or "")}'); right.margins(x=.1); right.locator_params(axis='x', nbins=5)
+    right.axvline(0, color='black', lw=1); right.set_xlabel(f'worse   |   better than {called(rival or "")}'); right.margins(x=.1); _centred(right)
     fig.tight_layout()
     return fig
 
@@ -293,6 +296,6 @@ def plot_ablations(ablations:dict): # variant -> content of metrics/ablate/<vari
     _dots(ax, {label[name]: a['delta'] for name, a in rows.items()}, lambda what, e: VERDICTS[verdict[what]])
     for words, colour in VERDICTS.items():
         if words in verdict.values(): ax.plot([], [], 'o-', color=colour, label=words)
-    ax.locator_params(axis='x', nbins=5); ax.axvline(0, color='black', lw=1); ax.set_xlabel('NDCG@10 without it, minus with it\nworse without   |   better without'); ax.legend(fontsize=9, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
+    _centred(ax); ax.axvline(0, color='black', lw=1); ax.set_xlabel('NDCG@10 without it, minus with it\nworse without   |   better without'); ax.legend(fontsize=9, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     fig.tight_layout()
     return fig
