@@ -141,15 +141,19 @@ def ope(
     propensity:Annotated[Optional[str], typer.Option(help='Column: P(action) under the logging policy.', show_default=False)]=None,
     target:Annotated[Optional[str], typer.Option(help='`uniform`, or column: P(action) under the target policy.', show_default=False)]=None,
     position:Annotated[Optional[str], typer.Option(help='Column: place in the slate.', show_default=False)]=None,
+    segment:Annotated[Optional[str], typer.Option(help='Column: kind of user or moment; propensities are checked in each.', show_default=False)]=None,
     cluster:Annotated[Optional[str], typer.Option(help='Column: rows that belong together, e.g. the user.', show_default=False)]=None,
+    decision:Annotated[Optional[str], typer.Option(help='Column: the decision; one that is there twice (at the same position) is refused.', show_default=False)]=None,
+    reward_range:Annotated[Optional[tuple[float, float]], typer.Option(metavar='LOW HIGH', help='What a row can earn; a reward outside is refused.', show_default=False)]=None,
     json:Json=None):
-    needed, extra = dict(action=action, reward=reward, propensity=propensity, target=target), dict(position=position, cluster=cluster)
+    needed, extra = dict(action=action, reward=reward, propensity=propensity, target=target), dict(position=position, segment=segment, cluster=cluster, decision=decision, reward_range=reward_range)
     if log is None: _only_with('--log', **needed, **extra, json=json); _run('ope'); return
     missing = [k for k, v in needed.items() if v is None]
     if missing: raise TelemetryError(f'--{missing[0]} is missing; --log needs --{", --".join(needed)}; name that column')
     found = plain(_module('stream').evaluate_log(log, **needed, **extra))
-    print(table([['estimate', 'value']] + [[k, shown(v)] for k, v in found['estimates'].items()]) + '\n')
-    print(table([['support', '']] + [[k, shown(v)] for k, v in found['support'].items()]))
+    print(table([['estimate', 'value', 'gain over logging']] + [[k, shown(v), shown(found['gain'][k])] for k, v in found['estimates'].items()] + [['logging policy', shown(found['logging']), '']]) + '\n')
+    print(table([['support', '']] + [[k, shown(v)] for k, v in found['support'].items() if k != 'reasons']))
+    for why in found['support']['reasons']: print(f'- {why}')
     if json: write_json(json, found)
 
 @_verb('plan', 'plan')

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULT_LIMITS', 'CELLS', 'importance_weight', 'effective_sample_size', 'max_weight_share', 'gpd_shape',
            'tail_length', 'pareto_khat', 'SupportConfig', 'Support', 'mean_weight_gap', 'Weights', 'weights_of',
-           'certain_mass', 'propensity_cell', 'gap_table', 'action_gaps', 'Overlap', 'overlap', 'judge_overlap',
-           'support_verdict', 'widening', 'explore_next']
+           'certain_mass', 'propensity_cell', 'gap_table', 'action_gaps', 'odd_rewards', 'reward_check', 'Overlap',
+           'overlap', 'judge_overlap', 'support_verdict', 'widening', 'explore_next']
 
 # %% ../nbs/41_support.ipynb #a0bd31fb
 from dataclasses import dataclass
@@ -81,8 +81,9 @@ class SupportConfig:
     max_weight_share: float      # refuse when one row carries more of the weight
     mean_weight_tolerance: float # mean weights this near to 1 are never refused
     max_unsupported: float       # refuse when more of the target's probability lies on actions the log could not show
+    min_odd_rewards: int         # refuse when fewer rows earned other than the rest
 
-DEFAULT_LIMITS = SupportConfig(min_ess=50., trust_ess=200., khat_widen=.5, khat_refuse=.7, max_weight_share=.1, mean_weight_tolerance=.05, max_unsupported=.05)
+DEFAULT_LIMITS = SupportConfig(min_ess=50., trust_ess=200., khat_widen=.5, khat_refuse=.7, max_weight_share=.1, mean_weight_tolerance=.05, max_unsupported=.05, min_odd_rewards=10)
 
 @dataclass(frozen=True)
 class Support:
@@ -132,7 +133,7 @@ def _mean_weight_checks(w, due, limits, looks=1, where=''):
     "(refusing reasons, widening reasons): refused beyond what one honest log in a thousand shows, over all `looks`; widened beyond one in a hundred."
     gap, se = w.mean - due, w.error
     if not math.isfinite(se): se = math.inf  # a single cluster says nothing
-    text = f'mean_weight: the weights{where} average {w.mean:.3f} where {due:.3g} is due; the logged propensities are not the probabilities that chose; check how they are logged'
+    text = f'mean_weight: the weights{where} average {w.mean:.3f} where {due:.3g} is due; the logged propensities are not the probabilities that chose{", or the target would do what the log never shows" if gap < 0 else ""}; check {"both" if gap < 0 else "how they are logged"}'
     if abs(gap) - limits.mean_weight_tolerance > norm.isf(.0005/looks)*se: return [text], []
     return [], [text] if abs(gap) > max(norm.isf(.005)*se, 1e-4) else []
 
@@ -199,6 +200,25 @@ def _action_check(table, limits):
     bad = enough[((enough.found - enough.due).abs() > limits.mean_weight_tolerance*enough.due) & (enough.z.abs() > norm.isf(.0005/len(enough)))]
     return [f'calibration: the weights of {len(bad)} of {len(enough)} actions do not add up to what the target would do, most so for {(worst := bad.loc[bad.z.abs().idxmax()]).action!r} ({worst.found:.3g} where {worst.due:.3g} is due); its logged propensity is not the probability that chose; check how it is logged'] if len(bad) else []
 
+# %% ../nbs/41_support.ipynb #c8fb0d4b
+def odd_rewards(
+    reward:np.ndarray, # (n,)
+    weight:np.ndarray, # (n,) importance weights; rows of weight 0 do not count
+    low:float,         # the lowest reward of the log
+    high:float,        # and the highest
+)->np.ndarray:         # (2,) rows that earned more than the lowest, and less than the highest
+    "How many rows earned other than the rest, seen from both ends."
+    used = reward[weight > 0]
+    return np.array([(used > low).sum(), (used < high).sum()])
+
+def reward_check(
+    odd:np.ndarray, # what `odd_rewards` found
+    limits:SupportConfig,
+)->tuple:           # of one reason, or empty
+    "Too few rows on one side to tell how far rewards spread."
+    few = int(odd.min())
+    return () if few >= limits.min_odd_rewards else (f'few_rewards: {few or "no"} rows earned other than the rest, at least {limits.min_odd_rewards} are needed before their spread says how sure one can be; log for longer',)
+
 # %% ../nbs/41_support.ipynb #fa9eb17e
 @dataclass(frozen=True)
 class Overlap:
@@ -246,7 +266,7 @@ def judge_overlap(
     elif khat > limits.khat_widen: widen.append(f'heavy_tail: the largest weights have Pareto shape {khat:.2f}, above {limits.khat_widen:g} their variance is infinite')
     if unsupported_mass > limits.max_unsupported: refuse.append(f'unsupported: {unsupported_mass:.1%} of what the target would show was never a candidate in the log, at most {limits.max_unsupported:.1%} may be')
     if found.clusters is not None and found.clusters < 2: refuse.append('few_clusters: all rows belong to one cluster; how much luck there is shows only between clusters; bring more of them, or evaluate without')
-    if found.clusters is not None and found.ess_clusters < limits.trust_ess <= w.ess: widen.append(f'few_clusters: {found.ess_clusters:.0f} effective clusters, fewer than {limits.trust_ess:g}')
+    elif found.clusters is not None and found.ess_clusters < limits.trust_ess <= w.ess: widen.append(f'few_clusters: {found.ess_clusters:.0f} effective clusters, fewer than {limits.trust_ess:g}')
     return Support('refuse' if refuse else 'widen' if widen else 'trust', tuple(refuse + widen), w.ess, found.ess_clusters, w.mean, found.top, found.share, khat, float(unsupported_mass))
 
 def support_verdict(

@@ -137,6 +137,27 @@ def test_bad_input_is_refused_in_one_line(change, says):
     with pytest.raises(TelemetryError, match=says) as e: evaluate(**(dict(reward=ONE, propensity=ONE/2, target_prob=ONE/2) | change))
     assert '\n' not in str(e.value) and str(e.value).count(';') >= 2
 
+def test_a_log_in_which_hardly_anybody_earned_claims_no_interval():
+    rng = np.random.default_rng(SEED); p = rng.uniform(.2, .6, 2000)
+    for clicks, verdict in ((0, 'refuse'), (9, 'refuse'), (10, 'trust')):
+        r = np.r_[np.ones(clicks), np.zeros(2000 - clicks)]
+        for reward in (r, 1 - r, 7 + 3*r):
+            found = evaluate(reward, p, p); assert found.support.verdict == verdict and [x.split(':')[0] for x in found.support.reasons] == ['few_rewards']*(verdict == 'refuse')
+            assert (found.estimates['ips'].ci_lower is None) == (verdict == 'refuse') == (found.gains['ips'].value is None)
+    shown = np.r_[np.ones(1000), np.zeros(1000)]                                # rows that the target would not show do not count
+    assert evaluate(1 - shown, np.full(2000, .5), shown).support.verdict == 'refuse'
+
+def test_a_segment_whose_propensities_are_off_is_named_and_silence_of_complaints_is_no_fault():
+    rows, candidates, truth = slates()
+    rows['who'], rows['hidden'] = np.where(rows.user_id.str[-1] < '5', 'newcomers', 'regulars'), 0.
+    honest, _ = evidence(rows, candidates, CFG, DEFAULT_LIMITS, 7)
+    assert honest['support']['verdict'] == 'trust' and honest['complaints_gain']['value'] == 0
+    wrong, _ = evidence(rows.assign(propensity=rows.propensity*np.where(rows.who == 'newcomers', .8, 1.25)), candidates, CFG, DEFAULT_LIMITS, 7)
+    assert wrong['support']['verdict'] == 'refuse' and all(any(f'of segment {name} average' in r for r in wrong['support']['reasons']) for name in ('newcomers', 'regulars'))
+    assert not any(r.startswith('mean_weight: the weights average') for r in wrong['support']['reasons']) and wrong['gain']['dr']['value'] is None # on the whole they average 1
+    silent, _ = evidence(rows.assign(reward=0.), candidates, CFG, DEFAULT_LIMITS, 7)
+    assert silent['support']['verdict'] == 'refuse' and silent['support']['reasons'][0].startswith('few_rewards: no rows earned other than the rest')
+
 # ---------------------------------------------------------------- the door
 @pytest.fixture
 def table():
@@ -148,7 +169,7 @@ def test_a_log_on_disk(tmp_path, table, kind):
     path = tmp_path/f'log.{kind}'
     table.to_csv(path, index=False) if kind == 'csv' else table.to_parquet(path)
     found = evaluate_log(path, 'item', 'click', 'prob', 'uniform', position='place', cluster='user')
-    assert list(found) == ['estimates', 'support'] and list(found['estimates']) == ['ips', 'snips', 'clipped', 'sub_gaussian']
+    assert list(found) == ['estimates', 'logging', 'gain', 'support'] and list(found['estimates']) == list(found['gain']) and list(found['estimates']) == ['ips', 'snips', 'clipped', 'sub_gaussian']
     assert set(found['support']) == {'verdict', 'reasons', 'ess', 'mean_weight', 'max_weight', 'max_weight_share', 'khat'}
     assert set(found['estimates']['ips']) == {'value', 'ci_lower', 'ci_upper', 'n'}
     assert found['estimates']['snips']['ci_lower'] < .5 < found['estimates']['snips']['ci_upper']
@@ -180,6 +201,12 @@ def test_a_tampered_log_is_refused_by_name(tmp_path, table, name, target, tamper
     found = evaluate_log(path, 'item', 'click', 'prob', target, cluster='user')
     assert found['support']['verdict'] == 'refuse' and name in [r.split(':')[0] for r in found['support']['reasons']]
     assert all(e['ci_lower'] is None for e in found['estimates'].values())
+
+def test_what_is_wrong_with_a_file_is_said_alike_for_both_kinds(tmp_path, table):
+    for kind in ('csv', 'parquet'):
+        table.to_csv(tmp_path/'log.csv', index=False); table.to_parquet(tmp_path/'log.parquet')
+        with pytest.raises(TelemetryError) as e: evaluate_log(tmp_path/f'log.{kind}', 'item', 'klick', 'prob', 'uniform')
+        assert str(e.value) == f"log.{kind} has no column 'klick'; it has item, place, click, prob, new, user; name one of them"
 
 def test_a_log_of_one_action_is_refused(tmp_path, table):
     path = tmp_path/'log.csv'; table[table.item == 'w'].to_csv(path, index=False)

@@ -19,17 +19,17 @@ def drawn(n=30_000, seed=SEED, users=3000, actions=6, sharp=.4, hot=0., words=Tr
     user = np.where(rng.random(n) < hot, 0, rng.integers(users, size=n))
     return pd.DataFrame(dict(item=np.array(list('uvwxyz'))[a] if words else a + 7, pay=rng.gamma(1 + a)*(user % 3), place=rng.integers(3, size=n), prob=p[i, a], new=q[i, a], user=np.array([f'u{u}' for u in user]) if words else user - 5))
 
-def in_memory(log, target, position=None, cluster=None):
+def in_memory(log, target, position=None, cluster=None, segment=None):
     "The same through arrays."
     names = log.item.unique(); even = target == 'uniform'
     rows = checked_log(log.pay, log.prob, np.full(len(log), 1/len(names)) if even else log[target], cluster=log[cluster] if cluster else None)
-    return assess(rows, group={position: log[position].to_numpy()} if position else None, action=log.item.to_numpy(), due=pd.Series(1/len(names), index=names) if even else None, actions=len(names)).as_dict()
+    return assess(rows, group={x: log[x].to_numpy() for x in (position, segment) if x}, action=log.item.to_numpy(), due=pd.Series(1/len(names), index=names) if even else None, actions=len(names)).as_dict()
 
 def same(a, b):
     assert list(a['estimates']) == list(b['estimates']) and a['support']['reasons'] == b['support']['reasons'] and a['support']['verdict'] == b['support']['verdict']
-    for x, y in [(a['support'], b['support'])] + [(a['estimates'][k], b['estimates'][k]) for k in a['estimates']]:
+    for x, y, zero in [(a['support'], b['support'], 0), (a['logging'], b['logging'], 0)] + [(a[part][k], b[part][k], zero) for part, zero in (('estimates', 0), ('gain', 1e-8)) for k in a['estimates']]: # the gain of a policy over itself
         assert set(x) == set(y)
-        for k in set(x) - {'reasons', 'verdict'}: assert (x[k] is None) == (y[k] is None) and (x[k] is None or x[k] == pytest.approx(y[k], rel=1e-9)), k
+        for k in set(x) - {'reasons', 'verdict'}: assert (x[k] is None) == (y[k] is None) and (x[k] is None or x[k] == pytest.approx(y[k], rel=1e-9, abs=zero)), k
 
 @pytest.fixture
 def small(monkeypatch):
@@ -66,6 +66,24 @@ def test_equal_policies_and_csv(tmp_path, small):
     same(evaluate_log(saved(log, tmp_path), **NAMED, target='new', cluster='user'), in_memory(log, 'new', None, 'user'))
     log = pd.read_csv(saved(drawn(4000), tmp_path, 'csv'))
     same(evaluate_log(tmp_path/'log.csv', **NAMED, target='uniform', position='place', cluster='user'), in_memory(log, 'uniform', 'place', 'user'))
+
+def test_a_segment_whose_propensities_are_off_is_named(tmp_path, small):
+    log = drawn().assign(kind=lambda t: np.where(t.user.str[-1] < '4', 'new', 'old'))
+    assert evaluate_log(saved(log, tmp_path), **NAMED, target='new', segment='kind', cluster='user')['support']['reasons'] == []
+    log['prob'] = log.prob*np.where(log.kind == 'new', .8, 1.2).clip(max=1/log.prob)                                    # wrong in both, nearly right on the whole
+    assert 'segment' not in str(evaluate_log(saved(log, tmp_path), **NAMED, target='new')['support']['reasons'])
+    found = evaluate_log(saved(log, tmp_path), **NAMED, target='new', position='place', segment='kind', cluster='user')
+    same(found, in_memory(log, 'new', 'place', 'user', 'kind'))
+    assert found['support']['verdict'] == 'refuse' and {'the weights of kind new average', 'the weights of kind old average'} <= {r.split(': ')[1].rsplit(' average', 1)[0] + ' average' for r in found['support']['reasons']}
+
+def test_gains_are_paired(tmp_path, small):
+    log = drawn(8000).assign(new=lambda t: .9*t.prob + .1*t.new)                # a neighbour of the policy that ran
+    found = evaluate_log(saved(log, tmp_path), **NAMED, target='new', cluster='user')
+    same(found, in_memory(log, 'new', None, 'user'))
+    long = lambda e: e['ci_upper'] - e['ci_lower']
+    assert long(found['gain']['snips']) < .5*np.hypot(long(found['estimates']['snips']), long(found['logging']))
+    refused = evaluate_log(saved(log.assign(prob=log.prob/2), tmp_path), **NAMED, target='new')
+    assert refused['logging']['value'] is not None and all(g['value'] is None for g in refused['gain'].values())
 
 def test_one_column_may_play_two_parts(tmp_path, small):
     log = drawn(4000)
@@ -104,6 +122,48 @@ def test_a_file_of_faults_is_not_read_to_its_end(tmp_path, small, monkeypatch):
 def test_a_damaged_file_is_refused_while_it_is_read(tmp_path, small):
     path = saved(drawn(6000), tmp_path); data = bytearray(path.read_bytes()); data[2000:20_000] = bytes(18_000); path.write_bytes(data)
     with pytest.raises(TelemetryError, match='cannot be read as a table'): evaluate_log(path, **NAMED, target='new')
+
+def test_a_decision_that_is_there_twice_is_refused(tmp_path, small):
+    log = drawn(6000).assign(told=lambda t: [f'd{i//3}' for i in range(len(t))], place=lambda t: np.arange(len(t)) % 3)  # three places a decision
+    honest = evaluate_log(saved(log, tmp_path), **NAMED, target='new', position='place', decision='told')
+    same(honest, in_memory(log, 'new', 'place', 'told'))                        # rows of a decision belong together
+    same(evaluate_log(saved(log, tmp_path), **NAMED, target='new', position='place', decision='told', cluster='user'), in_memory(log, 'new', 'place', 'user'))
+    again = pd.concat([log, log[300:420].assign(user='another')])               # sent once more, hours later, under another name
+    for cluster in (None, 'user'):
+        with pytest.raises(TelemetryError, match='told has 120 of 6120 rows that are there already at the same position; a decision counts once'): evaluate_log(saved(again, tmp_path), **NAMED, target='new', position='place', decision='told', cluster=cluster)
+    with pytest.raises(TelemetryError, match='told has 4000 of 6000 rows that are there already; .* name the column of the position'): evaluate_log(saved(log, tmp_path), **NAMED, target='new', decision='told')
+    with pytest.raises(TelemetryError, match='told has 2 missing values'): evaluate_log(saved(spoiled(log, 'told', [None, None]), tmp_path), **NAMED, target='new', position='place', decision='told')
+
+@pytest.mark.parametrize('kind', ['csv', 'parquet'])
+@pytest.mark.parametrize('times', [2, 3])
+def test_a_log_joined_with_its_own_copy_is_named_without_a_decision(tmp_path, small, kind, times):
+    log, few = drawn(6000), pd.DataFrame(dict(item=np.tile(list('uvwx'), 1500), pay=np.random.default_rng(SEED).integers(2, size=6000), prob=.25)) # few: eight different rows
+    for honest in (log, few): assert evaluate_log(saved(honest, tmp_path, kind), **NAMED, target='uniform')['support']['reasons'] == []
+    found = evaluate_log(saved(pd.concat([log]*times).sample(frac=1, random_state=1), tmp_path, kind), **NAMED, target='uniform')
+    assert found['support']['verdict'] == 'refuse' and f'copied: every row is there {times} times over' in found['support']['reasons'][0] and found['estimates']['ips']['ci_lower'] is None
+    found = evaluate_log(saved(pd.concat([few]*times), tmp_path, kind), **NAMED, target='uniform')                       # one honest log of so few rows in 250 looks like this
+    assert found['support']['verdict'] == {2: 'widen', 3: 'refuse'}[times] and found['support']['reasons'][-1].startswith('copied')
+
+def test_honest_logs_of_few_different_rows_are_no_copies(tmp_path):
+    rng, said = np.random.default_rng(SEED), []
+    for _ in range(2000):
+        times = stream.Times(); times.add(np.rec.fromarrays([rng.integers(12, size=600)*1., rng.integers(2, size=600)*1.], names='a,b')); said.append(times.check())
+    assert sum(bool(refuse) for refuse, _ in said) <= 6 and sum(bool(widen) for _, widen in said) <= 30
+
+def test_rewards_are_held_to_their_declared_range(tmp_path, small):
+    log = drawn(6000)
+    assert evaluate_log(saved(log, tmp_path), **NAMED, target='new', reward_range=(-5, 1000))['support']['verdict'] == 'trust'
+    for limits, bad in (((0, 6), (log.pay > 6).sum()), ((1, 1000), (log.pay < 1).sum())):
+        with pytest.raises(TelemetryError, match=f'reward has {bad} values outside {limits[0]}..{limits[1]}; that range was declared'): evaluate_log(saved(log, tmp_path), **NAMED, target='new', reward_range=limits)
+
+def test_rewards_that_hardly_differ_claim_no_interval(tmp_path, small):
+    log = drawn(6000)
+    for odd, verdict in ((0, 'refuse'), (9, 'refuse'), (10, 'trust')):
+        for rest, other in ((0., 1.), (1., 0.)):
+            some = log.assign(pay=np.where(np.arange(6000) % 600 < (odd > 0)*1, other, rest)); some.loc[np.flatnonzero(some.pay == other)[odd:], 'pay'] = rest
+            found = evaluate_log(saved(some, tmp_path), **NAMED, target='new')
+            assert found['support']['verdict'] == verdict and [r.split(':')[0] for r in found['support']['reasons']] == ['few_rewards']*(verdict == 'refuse')
+            assert (found['estimates']['snips']['ci_lower'] is None) == (verdict == 'refuse') and found['estimates']['snips']['value'] is not None
 
 # ---------------------------------------------------------------- sums
 @pytest.mark.parametrize('clusters', [0, 40])
