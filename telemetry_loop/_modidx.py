@@ -1368,7 +1368,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'telemetry_loop.stream.Times': ('stream.html#times', 'telemetry_loop/stream.py'),
                                        'telemetry_loop.stream.Times.__init__': ('stream.html#times.__init__', 'telemetry_loop/stream.py'),
                                        'telemetry_loop.stream.Times.add': ('stream.html#times.add', 'telemetry_loop/stream.py'),
-                                       'telemetry_loop.stream.Times.copies': ('stream.html#times.copies', 'telemetry_loop/stream.py'),
+                                       'telemetry_loop.stream.Times.check': ('stream.html#times.check', 'telemetry_loop/stream.py'),
                                        'telemetry_loop.stream._by_key': ('stream.html#_by_key', 'telemetry_loop/stream.py'),
                                        'telemetry_loop.stream._checked': ('stream.html#_checked', 'telemetry_loop/stream.py'),
                                        'telemetry_loop.stream._second_look': ('stream.html#_second_look', 'telemetry_loop/stream.py'),
