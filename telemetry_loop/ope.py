@@ -214,7 +214,7 @@ def advice(
     rows:pd.DataFrame,       # artifacts/policy/rows
     candidates:pd.DataFrame, # artifacts/policy/candidates
     cfg:OpeConfig,
-)->pd.DataFrame:             # who, item_id, rows, noise, give, cut: as `explore_next` gives them
+)->pd.DataFrame:             # who, item_id, rows, wanted, noise, give, cut: as `explore_next` gives them
     "Whom to show which items more often, so that the next log can tell more."
     offers = candidates.merge(rows[['decision_id', 'who']].drop_duplicates(), on='decision_id').groupby(['who', 'item_id'], observed=True)['target_prob'].agg(offered='size', target='mean').reset_index()
     return explore_next(rows[['who', 'item_id']], (rows['target_prob']/rows['propensity']).to_numpy(), rows['propensity'].to_numpy(), (rows['reward'] - rows['reward'].mean()).to_numpy(), offers, cfg.explore, rows['user_id'])
@@ -265,6 +265,6 @@ def run():
     metrics, _ = evidence(rows, candidates, cfg, limits, shared.seed, unsupported.get('value') or 0., tuple(read_json('metrics/replay.json')['complaints']), vectors, loggers)
     weights = rows[['decision_id', 'user_id', 'who', 'position', 'item_id', 'reward']].assign(weight=rows['target_prob']/rows['propensity'] if len(rows) else np.zeros(0))
     Path('artifacts/ope').mkdir(parents=True, exist_ok=True)
-    for name, table in {'weights': weights, 'explore': advice(rows, candidates, cfg) if len(rows) else rows[['who', 'item_id']].assign(rows=0, noise=0., give=0., cut=0.)}.items():
+    for name, table in {'weights': weights, 'explore': advice(rows, candidates, cfg) if len(rows) else rows[['who', 'item_id']].assign(rows=0, wanted=0., noise=0., give=0., cut=0.)}.items():
         pq.write_table(pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None), f'artifacts/ope/{name}.parquet')
     write_json('metrics/ope.json', metrics)

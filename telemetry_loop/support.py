@@ -129,13 +129,22 @@ def weights_of(
     "The same from the weights themselves."
     return Weights(len(weight), float(weight.mean()), standard_error(weight, cluster), effective_sample_size(weight))
 
-def _mean_weight_checks(w, due, limits, looks=1, where=''):
-    "(refusing reasons, widening reasons): refused beyond what one honest log in a thousand shows, over all `looks`; widened beyond one in a hundred."
+def _off(w, due, limits, looks=1):
+    "`refuse` beyond what one honest log in a thousand shows, over all `looks`; `widen` beyond one in a hundred; or nothing."
     gap, se = w.mean - due, w.error
     if not math.isfinite(se): se = math.inf  # a single cluster says nothing
-    text = f'mean_weight: the weights{where} average {w.mean:.3f} where {due:.3g} is due; the logged propensities are not the probabilities that chose{", or the target would do what the log never shows" if gap < 0 else ""}; check {"both" if gap < 0 else "how they are logged"}'
-    if abs(gap) - limits.mean_weight_tolerance > norm.isf(.0005/looks)*se: return [text], []
-    return [], [text] if abs(gap) > max(norm.isf(.005)*se, 1e-4) else []
+    if abs(gap) - limits.mean_weight_tolerance > norm.isf(.0005/looks)*se: return 'refuse'
+    return 'widen' if abs(gap) > max(norm.isf(.005)*se, 1e-4) else ''
+
+def _mean_weight_checks(w, groups, due, limits):
+    "(refusing reasons, widening reasons) of all rows, and of each group, one sentence a column."
+    missing = ', or the target would do what the log never shows; check both'
+    end = lambda below: f'the logged propensities are not the probabilities that chose{missing if below else "; check how they are logged"}'
+    found = {how: [f'mean_weight: the weights average {w.mean:.3f} where {due:.3g} is due; {end(w.mean < due)}'] if _off(w, due, limits) == how else [] for how in ('refuse', 'widen')}
+    for name in dict.fromkeys(name for name, _ in groups):
+        each = [(value, part.mean) for (n, value), part in groups.items() if n == name and part.ess >= limits.min_ess and _off(part, due, limits, len(groups)) == 'refuse'] # too few rows are none for a z-test
+        if each: found['refuse'].append(f'mean_weight: the weights of {name} {", ".join(f"{value} ({mean:.3f})" for value, mean in each)} should average {due:.3g}; {end(all(mean < due for _, mean in each))}')
+    return found['refuse'], found['widen']
 
 # %% ../nbs/41_support.ipynb #18d4aa65
 def certain_mass(
@@ -174,19 +183,20 @@ def gap_table(
     square:np.ndarray, # (a,) the sum over clusters of the squared sums within
     due:pd.Series,     # action -> mean target probability over all rows
     clusters:int,      # in the log
-)->pd.DataFrame:       # action, rows, due, found, se, z: one row each, most rows first
+)->pd.DataFrame:       # action, rows, worth (equally weighted clusters), due, found, se, z: one row each, most rows first
     "`action_gaps` from sums."
     n, g = rows.sum(), clusters
     se = np.sqrt(np.maximum(square - total**2/g, 0)*g/max(g - 1, 1))/n
-    table = pd.DataFrame(dict(action=names, rows=rows, due=due.reindex(names).to_numpy(float), found=total/n, se=se))
-    return table.assign(z=(table.found - table.due)/table.se.where(table.se > 0)).sort_values('rows', ascending=False, ignore_index=True)
+    table = pd.DataFrame(dict(action=names, rows=rows, worth=np.divide(total**2, square, out=np.zeros(len(total)), where=square > 0), due=due.reindex(names).to_numpy(float), found=total/n, se=se))
+    short = np.sqrt(np.maximum(table.due/table.found.where(table.found > 0), 1))               # what is missing would have strayed as well: the error if all of it had come
+    return table.assign(z=(table.found - table.due)/(short*table.se.where(table.se > 0))).sort_values('rows', ascending=False, ignore_index=True)
 
 def action_gaps(
     weight:np.ndarray,             # (n,) importance weights
     action:np.ndarray,             # (n,) what was shown
     due:pd.Series,                 # action -> mean target probability over all rows
     cluster:np.ndarray|None=None,  # (n,) which rows belong together
-)->pd.DataFrame:                   # action, rows, due, found, se, z: one row each, most rows first
+)->pd.DataFrame:                   # action, rows, worth (equally weighted clusters), due, found, se, z: one row each, most rows first
     "How the weights of each action add up against what the target would do."
     code, names = pd.factorize(np.asarray(action), sort=True)
     who = np.arange(len(code)) if cluster is None else cluster_codes(cluster)
@@ -195,7 +205,7 @@ def action_gaps(
 
 def _action_check(table, limits):
     "Actions whose weights are off beyond what one honest log in a thousand shows."
-    enough = table[table.rows >= limits.min_ess]
+    enough = table[(table.rows >= limits.min_ess) & (table.worth >= 20)]     # with fewer, weights that did not come up leave the rest too sure of themselves
     if not len(enough): return []
     bad = enough[((enough.found - enough.due).abs() > limits.mean_weight_tolerance*enough.due) & (enough.z.abs() > norm.isf(.0005/len(enough)))]
     return [f'calibration: the weights of {len(bad)} of {len(enough)} actions do not add up to what the target would do, most so for {(worst := bad.loc[bad.z.abs().idxmax()]).action!r} ({worst.found:.3g} where {worst.due:.3g} is due); its logged propensity is not the probability that chose; check how it is logged'] if len(bad) else []
@@ -252,10 +262,7 @@ def judge_overlap(
 )->Support:
     "Whether a log of such overlap can tell."
     w, khat = found.weights, found.khat
-    refuse, widen = _mean_weight_checks(w, 1 - unsupported_mass, limits)
-    for (name, value), part in found.groups.items():
-        if part.ess < limits.min_ess: continue  # too few rows for a z-test
-        refuse += _mean_weight_checks(part, 1 - unsupported_mass, limits, len(found.groups), f' of {name} {value}')[0]
+    refuse, widen = _mean_weight_checks(w, found.groups, 1 - unsupported_mass, limits)
     if found.certain: refuse += _certain_check(*found.certain, limits)
     if found.cells and actions: refuse += _floor_check(*found.cells, actions)
     if gaps is not None: refuse += _action_check(gaps, limits)
@@ -302,11 +309,11 @@ def explore_next(
     offers:pd.DataFrame|None=None, # the same labels, `offered` (rows in which it could have been shown) and `target` (its mean target probability there), one row a cell; None: only what was shown is known
     budget:float=.05,         # share of all shown rows to spend
     cluster:np.ndarray|None=None, # (n,) which rows belong together: what differs between people, no exploration takes away
-)->pd.DataFrame:              # labels, rows, noise (share of the variance), give (share of all rows), cut (share by which the standard error falls, in all); most given first
+)->pd.DataFrame:              # labels, rows, wanted (rows the target would fill), noise (share of the variance), give (share of all rows), cut (share by which the standard error falls, in all); most given first
     "The cells in which added exploration would shorten the interval most."
     labels, n = list(cell.columns), len(cell)
-    seen = cell.assign(rows=1, square=weight**2, inverse=1/propensity, spread=error**2).groupby(labels, as_index=False).sum()
-    cells = seen if offers is None else offers.merge(seen, on=labels, how='outer').fillna({'rows': 0, 'square': 0., 'inverse': 0., 'spread': 0.})
+    seen = cell.assign(rows=1, weight=weight, square=weight**2, inverse=1/propensity, spread=error**2).groupby(labels, as_index=False).sum()
+    cells = seen if offers is None else offers.merge(seen, on=labels, how='outer').fillna({'rows': 0, 'weight': 0., 'square': 0., 'inverse': 0., 'spread': 0.})
     rows, offered = cells.rows.to_numpy(float), (cells.inverse if offers is None else cells.offered.fillna(cells.inverse)).to_numpy()/n
     chance = np.minimum(1, (rows + .5)/(n*offered + .5))                        # its usual propensity
     spread = (cells.spread.to_numpy() + 20*(error**2).mean())/(rows + 20)       # of rewards in a cell; few rows lean on all of them
@@ -322,5 +329,6 @@ def explore_next(
     after = (noise*chance/(chance*(1 - spent[who]) + more)).sum()/noise.sum()
     one = weight*error - (weight*error).mean()
     if cluster is not None: after = 1 - (1 - after)*min(1., (one**2).sum()/max((np.bincount(cluster_codes(cluster), one)**2).sum(), 1e-300)) # only this part of the variance is of single rows
-    found = cells[labels].assign(rows=rows.astype(int), noise=noise/noise.sum(), give=offered*more, cut=1 - np.sqrt(after))
+    wanted = cells.weight if offers is None else (cells.offered*cells.target).fillna(cells.weight)
+    found = cells[labels].assign(rows=rows.astype(int), wanted=wanted.to_numpy(float), noise=noise/noise.sum(), give=offered*more, cut=1 - np.sqrt(after))
     return found.sort_values('give', ascending=False, ignore_index=True)

@@ -3,7 +3,7 @@ import matplotlib; matplotlib.use('Agg')
 import pandas as pd, pytest
 from telemetry_loop.ope import OpeConfig, advice, evidence
 from telemetry_loop.support import DEFAULT_LIMITS
-from telemetry_loop.value import CALLED, assumed, advised, agreement, answer, checks, plot_explore, plot_gains, plot_knobs, plot_weights, reasons, would_help
+from telemetry_loop.value import CALLED, assumed, advised, agreement, answer, at_fault, checks, plot_explore, plot_gains, plot_knobs, plot_support, plot_weights, reasons, would_help
 from slate_log import slates
 
 CFG = OpeConfig(folds=5, bins=12, penalty=20., estimator='dr', explore=.05)
@@ -37,8 +37,16 @@ def test_every_estimator_has_a_name_and_every_picture_draws(logs):
         plot_gains(ope); plot_knobs(ope); assert len(checks(ope, DEFAULT_LIMITS)) == 5
     plot_weights(rows.assign(weight=rows.target_prob/rows.propensity)); plot_weights(pd.DataFrame(dict(weight=[])))
     told = advice(rows, candidates, CFG)
-    assert 0 < told.give.sum() <= .05 + 1e-9 and 0 < told.cut[0] < 1 and 'anybody' in advised(told)
-    plot_explore(told); plot_explore(told[:0]); assert 'would not shorten' in advised(told.assign(give=0.)) and 'nothing that could say' in advised(told[:0])
+    assert 0 < told.give.sum() <= .05 + 1e-9 and 0 < told.cut[0] < 1 and 'anybody' in advised(told, found['better'])
+    plot_explore(told); plot_explore(told[:0]); assert 'would not shorten' in advised(told.assign(give=0.), found['better']) and 'nothing that could say' in advised(told[:0], found['better'])
+    dots = plot_support(told).collections[0].get_offsets(); assert len(dots) == len(told) and told.wanted.sum() == pytest.approx(len(rows)) and told.rows.sum() == len(rows); plot_support(told[:0])
+
+def test_a_log_that_cannot_be_believed_gives_no_advice_and_one_that_tried_too_little_does(logs):
+    found, rows, candidates = logs
+    told = advice(rows, candidates, CFG)
+    assert at_fault(found['halved']) and advised(told, found['halved']).startswith('Before exploring anywhere, mend') and not at_fault(found['better'])
+    thin = found['better'] | dict(support=found['better']['support'] | dict(verdict='refuse', reasons=['low_ess: 9 rows', 'heavy_tail: 1.2']))
+    assert not at_fault(thin) and advised(told, thin).startswith('Spending')
 
 def test_a_line_says_what_the_log_says_against_its_assumption(logs):
     found, rows, candidates = logs

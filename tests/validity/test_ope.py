@@ -3,8 +3,10 @@
 All of it runs in the suite; `python tests/validity/test_ope.py` prints the numbers. Twenty actions, five-dimensional contexts, rewards 0 or 1. A world is the inverse temperature of the logging and of the target policy
 over the same scores: below 0 the log prefers what the target avoids. The reward model is a ridge line per action, cross-fitted in two folds, and wrong. Seeds and worlds are declared here, once; worlds were chosen on seed 3 by
 effective sample size and Pareto shape alone."""
-import json
+import json, sys
+from pathlib import Path
 import numpy as np, pytest
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from telemetry_loop.estimate import Estimate, standard_error, wald
 from telemetry_loop.ope import evaluate
 from telemetry_loop.estimators import clipped, dm, ips, snips
