@@ -46,6 +46,7 @@ def choice_weights(
 )->np.ndarray:            # (n, m) weights that sum to 1 over the real candidates
     "Softmax of the scores mixed with the uniform distribution; an unknown candidate scores as the median one."
     if not 0 <= exploration <= 1 or temperature <= 0: raise TelemetryError(f'temperature {temperature} and exploration {exploration}: temperature must be above 0 and exploration within 0..1; correct section policy of params.yaml')
+    if (bad := int((np.isinf(scores) & there).sum())): raise TelemetryError(f'scores has {bad} infinite values; a score is a finite number, or NaN where the candidate is not known; correct what the scorer returns')
     known = np.where(there, scores, np.nan)
     for i in np.flatnonzero((np.isnan(known) & there).any(1)):
         some = known[i][~np.isnan(known[i])]

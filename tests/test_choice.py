@@ -57,6 +57,12 @@ def test_impossible_settings_are_refused(temperature, exploration):
 
 # --- draws
 
+@pytest.mark.parametrize('bad', [np.inf, -np.inf])
+def test_infinite_scores_are_refused_and_those_of_no_candidate_do_not_matter(bad):
+    scores, there = np.array([[1., bad, 0.], [bad, bad, bad]]), np.ones((2, 3), bool)
+    with pytest.raises(TelemetryError, match='scores has 4 infinite values'): choice_weights(scores, there, 1., .1)
+    assert np.allclose(choice_weights(scores, np.array([[True, False, True], [False]*3]), 1., 0.)[0], [1/(1 + np.exp(-1)), 0, 1/(1 + np.exp(1))])
+
 @pytest.mark.parametrize('k', [1, 2, 3, 4])
 def test_slates_come_as_often_as_they_should(k):
     "Every slate and every item at every position, within 4.5 standard errors; chi-square of the slates within 5 of its own."
