@@ -90,6 +90,7 @@ MADE = { # column -> (meaning, unit, purpose, made from)
     'weight':        ('importance weight: target over logging probability', 'ratio', 'training', ['target_prob', 'propensity']),
     'who':           ('refused personalisation, or how much is known: strangers, newcomers, regulars', 'word', 'personalisation', ['personalise', 'item', 'known_time']),
     'ope/explore.rows': ('slots in the log', 'count', 'analytics', ['decision_id']),
+    'wanted':        ('slots that the target policy would fill with it', 'count', 'analytics', ['target_prob']),
     'noise':         ('share of the estimate\'s variance that comes from here', 'share', 'analytics', ['weight', 'reward']),
     'give':          ('share of all slots to spend on exploring here', 'share', 'analytics', ['weight', 'propensity', 'reward']),
     'cut':           ('by how much all of this exploration would shorten the interval', 'share', 'analytics', ['weight', 'propensity', 'reward']),
