@@ -162,6 +162,7 @@ def plan(path:Annotated[Path, typer.Argument(metavar='FILE', help='A pre-registr
 
 def _pairs(option:str, given): # of `NAME=NUMBER` -> {name: number}, None where nothing is given
     pairs = [p.rpartition('=') for p in given or []]
+    if (twice := [k for k, _, _ in pairs if [p[0] for p in pairs].count(k) > 1]): raise TelemetryError(f'--{option} is given twice for {twice[0]}; once is enough; leave one out')
     try: return {k: float(v) for k, _, v in pairs} or None
     except ValueError: raise TelemetryError(f'--{option} {" ".join(given)} is not {"VARIANT" if option == "share" else "METRIC"}=NUMBER; write for example --{option} {"control=.5 --share treatment=.5" if option == "share" else "spend=.99"}') from None
 
@@ -175,7 +176,7 @@ def experiment(
     metric:Annotated[Optional[list[str]], typer.Option(help='Column, or numerator/denominator; may be repeated.', show_default=False)]=None,
     covariate:Annotated[Optional[list[str]], typer.Option(help='Column known before exposure (CUPED); may be repeated.', show_default=False)]=None,
     share:Annotated[Optional[list[str]], typer.Option(metavar='VARIANT=SHARE', help='Declared share of each variant; even where left out.', show_default=False)]=None,
-    per:Annotated[Optional[str], typer.Option(help='Several rows a unit: sum or mean.', show_default=False)]=None,
+    per:Annotated[Optional[str], typer.Option(help='Several rows a unit: sum or mean. With sum, METRIC/rows is the mean over rows, errors by unit.', show_default=False)]=None,
     exposed:Annotated[Optional[str], typer.Option(help='Column: time of the first exposure.', show_default=False)]=None,
     outcome:Annotated[Optional[str], typer.Option(help='Column: time of the outcome; one before exposure is refused.', show_default=False)]=None,
     covariate_end:Annotated[Optional[str], typer.Option(help='Column: end of the covariates\' window; one after exposure is refused.', show_default=False)]=None,

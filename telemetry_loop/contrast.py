@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import math, re, sys, tempfile
 import numpy as np
-from scipy.special import bdtr, bdtrc, chdtrc, stdtr, stdtrit
+from scipy.special import bdtr, bdtrc, chdtrc, nctdtrinc, ndtr, ndtri, stdtr, stdtrit
 from .config import TelemetryError
 from .estimate import Estimate, Verdict
 from .sequential import mixture
@@ -57,20 +57,24 @@ _q = lambda name: '"' + str(name).replace('"', '""') + '"'
 NUMBERS = ('TINYINT', 'SMALLINT', 'INTEGER', 'BIGINT', 'HUGEINT', 'UTINYINT', 'USMALLINT', 'UINTEGER', 'UBIGINT', 'UHUGEINT', 'FLOAT', 'DOUBLE', 'DECIMAL', 'BOOLEAN')
 MOST_VARIANTS, PILOT, FAR = 100, 10_000, 100 # FAR: standard deviations between the pilot and a mean, above which digits would be lost
 
-def _relation(con, source, columns, numeric)->str: # -> what stands after FROM; columns that must be there, and that must be numbers
+def _relation(con, source, columns, numeric, name=None)->str: # -> what stands after FROM; columns that must be there, and that must be numbers; name: column kept as written (007, True)
     if isinstance(source, (str, Path)):
         if not Path(source).is_file(): raise TelemetryError(f'no file {source}; a table is a CSV or Parquet file; check the path')
         if not Path(source).stat().st_size: raise TelemetryError(f'{source} is empty; a table has a header and rows; pass one')
         path = re.sub(r'([*?[])', r'[\1]', str(source)).replace("'", "''"); table = f"read_{'parquet' if path.lower().endswith(('.parquet', '.pq')) else 'csv'}('{path}')" # signs of a pattern stand for themselves
     else: con.register('_given', source); table = '_given'
     there = {r[0]: r[1] for r in con.execute(f'DESCRIBE SELECT * FROM {table}').fetchall()}
+    if name in there and 'read_csv' in table: table = f"{table[:-1]}, types={{'{name.replace(chr(39), 2*chr(39))}': 'VARCHAR'}})"
     if (lost := [c for c in columns if c not in there]): raise TelemetryError(f'the table has no column {lost[0]!r}; its columns are {", ".join(there)[:300]}; name one of them')
-    for c in numeric:
+    read = {}
+    for c in dict.fromkeys(numeric):
+        if there[c] == 'BOOLEAN': read[c] = f'CASE WHEN {_q(c)} THEN 1 WHEN NOT {_q(c)} THEN 0 END'
         if there[c].split('(')[0] in NUMBERS: continue
         if not con.execute(f'SELECT 1 FROM {table} LIMIT 1').fetchone(): raise TelemetryError('the table has 0 rows; an experiment needs units; wait for data')
         odd = con.execute(f'SELECT {_q(c)}, count(*) OVER () FROM {table} WHERE {_q(c)} IS NOT NULL AND try_cast({_q(c)} AS DOUBLE) IS NULL LIMIT 1').fetchone() if there[c] == 'VARCHAR' else None
-        raise TelemetryError(f'{c} is {there[c]}{f" ({odd[0]!r} and such in {odd[1]} rows)" if odd else ""}; a metric or covariate is a number; choose a numeric column or convert it, and leave empty what is missing')
-    return table
+        if odd or there[c] != 'VARCHAR': raise TelemetryError(f'{c} is {there[c]}{f" ({odd[0]!r} and such in {odd[1]} rows)" if odd else ""}; numbers are needed there; choose a numeric column or convert it, and leave empty what is missing')
+        read[c] = f'try_cast({_q(c)} AS DOUBLE)' # nothing there, or inf and nan, which a CSV writes in letters
+    return f'(SELECT * REPLACE ({", ".join(f"{v} AS {_q(c)}" for c, v in read.items())}) FROM {table})' if read else table
 
 def moments(
     source,        # DataFrame, or path of a CSV or Parquet file, one row a unit
@@ -81,13 +85,13 @@ def moments(
 )->dict:           # variant -> Moments, by name
     "The moments of every variant, in one pass, out of core; differences from a typical value are summed, so large numbers lose no digits."
     columns = tuple(dict.fromkeys(columns))
-    with _engine(con) as con: return _moments(con, _relation(con, source, [variant, *columns], columns), variant, columns, caps)
+    with _engine(con) as con: return _moments(con, _relation(con, source, [variant, *columns], columns, variant), variant, columns, caps)
 
 def _moments(con, table, variant, columns, caps)->dict:
     k, v = len(columns), f'{_q(variant)}::VARCHAR'
     names = [r[0] for r in con.execute(f'SELECT v FROM (SELECT DISTINCT {v} AS v FROM {table}) ORDER BY v NULLS FIRST LIMIT {MOST_VARIANTS + 1}').fetchall()]
     if len(names) > MOST_VARIANTS: raise TelemetryError(f'{variant} has more than {MOST_VARIANTS} distinct values; it names the few variants of one experiment; choose another column')
-    if {None, ''} & set(names): raise TelemetryError(f'{variant} is empty in {con.execute(f"SELECT count(*) FROM {table} WHERE coalesce({v}, $$$$) = $$$$").fetchone()[0]} rows; every unit met a variant; drop those that met none')
+    if not all(n and n.strip() for n in names): raise TelemetryError(f'{variant} is empty in {con.execute(f"SELECT count(*) FROM {table} WHERE trim(coalesce({v}, $$$$)) = $$$$").fetchone()[0]} rows; every unit met a variant; drop those that met none')
     capped = [f'least({_q(c)}::DOUBLE, {float(caps[c])!r})' if c in caps else f'{_q(c)}::DOUBLE' for c in columns]
     pilot = [x if x is not None and math.isfinite(x) else 0. for x in con.execute(f"SELECT {', '.join(f'quantile_disc(x{i}, .5)' for i in range(k))} FROM (SELECT {', '.join(f'{c} AS x{i}' for i, c in enumerate(capped))} FROM {table} LIMIT {PILOT})").fetchone()]
     for _ in range(2):
@@ -131,6 +135,17 @@ class Contrast:
     def se(self)->float: return math.sqrt(max(self.cov[0, 0] + self.cov[1, 1] - 2*self.cov[0, 1], 0))
     @property
     def p_value(self)->float: return float(2*stdtr(self.df, -abs(self.value)/self.se))
+    @property
+    def score(self)->float: # for limits made for a normal z
+        "The normal score that is as unlikely as Student's t: with few units the smaller of the two."
+        t = self.value/self.se if self.se else 0.; p = stdtr(self.df, -abs(t))
+        return math.copysign(float(-ndtri(p)), t) if p > 1e-300 else t
+    def reach(self, z:float)->float: # of a limit made for a normal z
+        "How many standard errors the interval reaches that is as sure."
+        return float(-stdtrit(self.df, ndtr(-z)))
+    def few(self, alpha:float=.05, power:float=.8)->float: # 1 with many units
+        "By how much a just detectable effect is larger than with as many units as one could wish (noncentral t)."
+        return float(nctdtrinc(self.df, 1 - power, self.z(1 - alpha))/(ndtri(power) - ndtri(alpha/2))) if self.df < 1e4 else 1.
     def z(self, level:float=.95)->float: # of the interval
         "How many standard errors the fixed interval reaches."
         if not 0 < level < 1: raise TelemetryError(f'level is {level}; it is a probability, above 0 and below 1; choose e.g. .95')
@@ -160,8 +175,8 @@ def _value(m, metric): # -> value of a metric in one variant, and (k,) what each
     weight = np.zeros(len(m.columns))
     if isinstance(metric, str) and metric not in m.columns and metric.count('/') == 1: metric = metric.split('/')
     if isinstance(metric, str): i = m.at(metric); weight[i] = 1; return m.mean[i], weight
-    above, below = map(m.at, metric)
-    if not m.mean[below]: raise TelemetryError(f'{metric[1]} averages 0; a ratio needs a denominator that does not; choose another')
+    above, below = map(m.at, metric); error = math.sqrt(max(m.cov[below, below], 0)/m.n)
+    if abs(m.mean[below]) <= 3*error: raise TelemetryError(f'{metric[1]} averages {m.mean[below]:.4g}, give or take {error:.2g}; a ratio needs a denominator that is surely not 0; choose another, or wait for data')
     value = m.mean[above]/m.mean[below]; weight[above] += 1/m.mean[below]; weight[below] -= value/m.mean[below]
     return value, weight
 
@@ -183,8 +198,10 @@ def contrast(
         if m.n < 2: raise TelemetryError(f'a variant has {m.n} units; at least two are needed to see how units vary; wait for data')
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
     (values, weights), n = zip(*(_value(m, metric) for m in arms)), np.array([m.n for m in arms])
-    plain = [w @ m.cov @ w for m, w in zip(arms, weights)]
-    if max(plain) <= 1e-24*max(v*v for v in values): raise TelemetryError(f'{name} is the same ({values[0]:.6g}) for every unit; a metric that does not vary shows nothing; choose another')
+    plain = [w @ m.cov @ w for m, w in zip(arms, weights)]; scale = max(*map(abs, values), math.sqrt(max(plain)))
+    if scale and not 1e-70 < scale < 1e70: raise TelemetryError(f'{name} is around {scale:.1g}; squares of such numbers have no digits left; multiply or divide it by a constant')
+    if max(plain) <= 1e-24*max(v*v for v in values) and abs(values[0] - values[1]) <= 1e-9*scale: raise TelemetryError(f'{name} is the same ({values[0]:.6g}) for every unit; a metric that does not vary shows nothing; choose another')
+    if max(plain) <= 1e-12*(values[0] - values[1])**2: raise TelemetryError(f'{name} does not vary within the variants ({values[1]:.6g} in one, {values[0]:.6g} in the other); it is the variant by another name; choose another')
     x, theta, apart, k = [control.at(c) for c in covariates], np.zeros(len(covariates)), np.zeros(len(covariates)), len(covariates)
     if x:
         if n.sum() - 2 - k < 1: raise TelemetryError(f'there are {n.sum()} units for {k} covariates; a line through them needs at least {k + 3}; use fewer covariates')
@@ -238,6 +255,7 @@ def srm(
     if (odd := set(counts) - set(shares)): raise TelemetryError(f'variant {sorted(odd)[0]!r} has no declared share; the shares name {", ".join(shares)}; declare all variants or drop its units')
     if (empty := [v for v in shares if not counts.get(v)]): raise TelemetryError(f'variant {empty[0]!r} has 0 units; each declared variant needs some; check assignment and exposure logging')
     if not all(s > 0 and math.isfinite(s) for s in shares.values()): raise TelemetryError('shares has values that are not above 0; a share is the part of units that should meet the variant; correct it')
+    if declared and abs((total := sum(shares.values())) - 1) > 1e-6: raise TelemetryError(f'shares sum to {total:g}; every unit meets one of the variants; make them sum to 1')
     seen, want = np.array([counts[v] for v in shares], float), np.array(list(shares.values()))/sum(shares.values())*sum(counts.values())
     n, part = int(seen.sum()), want/seen.sum(); tails = np.minimum(bdtr(seen, n, part), np.where(seen > 0, bdtrc(seen - 1, n, part), 1.))
     p = float(chdtrc(len(seen) - 1, ((seen - want)**2/want).sum())) if want.min() >= RARE else min(1., float(2*tails.min()*(len(seen) if len(seen) > 2 else 1)))
@@ -267,19 +285,19 @@ def adjusted(p_values, how:str='holm')->list: # how: holm (any false alarm at al
     return out.tolist()
 
 # %% ../nbs/52_contrast.ipynb #cf50f0fd
-def _units(con, table, unit, variant, per, metrics, covariates): # checks that a unit is one row in one variant -> the table to sum
+def _units(con, table, unit, variant, per, metrics, covariates, made): # checks that a unit is one row in one variant; made: the metric `rows`, where the table has none -> the table to sum
     u, v = _q(unit), _q(variant)
     if per not in (None, 'sum', 'mean'): raise TelemetryError(f'per is {per!r}; rows of one unit are added up (sum) or averaged (mean); choose one')
     rows, named, units = con.execute(f'SELECT count(*), count({u}), count(DISTINCT {u}) FROM {table}').fetchone()
     if (empty := rows - named): raise TelemetryError(f'{unit} is empty in {empty} rows; a row belongs to a unit; drop them and find out why')
-    if units == rows: return table
-    if (empty := con.execute(f'SELECT count(*) FROM {table} WHERE coalesce({v}::VARCHAR, $$$$) = $$$$').fetchone()[0]): raise TelemetryError(f'{variant} is empty in {empty} rows; every unit met a variant; drop those that met none')
+    if units == rows: return f'(SELECT *, 1. AS rows FROM {table})' if made else table
+    if (empty := con.execute(f'SELECT count(*) FROM {table} WHERE trim(coalesce({v}::VARCHAR, $$$$)) = $$$$').fetchone()[0]): raise TelemetryError(f'{variant} is empty in {empty} rows; every unit met a variant; drop those that met none')
     both, twice = con.execute(f'SELECT count(*) FILTER (a <> b), count(*) FROM (SELECT min({v}::VARCHAR) AS a, max({v}::VARCHAR) AS b FROM {table} GROUP BY {u} HAVING count(*) > 1)').fetchone()
     if both: raise TelemetryError(f'{both} units of {unit} are in two variants; a unit meets one, or its outcome belongs to neither; find out why (a broken hash, two devices) and drop them')
     if per is None: raise TelemetryError(f'{twice} units of {unit} have several rows; rows of one unit are no independent witnesses; say per=sum or per=mean, or pass one row a unit')
-    _refuse_some_gaps(con, table, [*metrics, *covariates])
+    _refuse_some_gaps(con, table, [c for c in [*metrics, *covariates] if c not in made])
     how = {'sum': 'sum', 'mean': 'avg'}[per]
-    columns = [f'{how}({_q(m)}::DOUBLE) AS {_q(m)}' for m in metrics] + [f'avg({_q(c)}::DOUBLE) AS {_q(c)}' for c in covariates]
+    columns = ['count(*)::DOUBLE AS rows' if m in made else f'{how}({_q(m)}::DOUBLE) AS {_q(m)}' for m in metrics] + [f'avg({_q(c)}::DOUBLE) AS {_q(c)}' for c in covariates]
     return f'(SELECT {u}, min({v}::VARCHAR) AS {v}, {", ".join(columns)} FROM {table} GROUP BY {u})'
 
 def _refuse_some_gaps(con, table, columns):
@@ -302,7 +320,7 @@ def _late(con, table, before, after, rule, kind): # refuses rows where `before` 
 def read_units(
     path,                # CSV, Parquet or DataFrame
     unit:str, variant:str, metrics, covariates=(),
-    per:str|None=None,   # several rows a unit: None refuses, sum, mean
+    per:str|None=None,   # several rows a unit: None refuses, sum (metric/rows: the mean over rows), mean
     caps:dict={},        # metric -> upper cap: below 1 a quantile over all variants, else a value
     exposed:str|None=None,     # column: time of the unit's first exposure
     outcome:str|None=None,     # column: time of the outcome (the first, where there are several)
@@ -313,20 +331,20 @@ def read_units(
     metrics, covariates = [metrics] if isinstance(metrics, str) else list(metrics), [covariates] if isinstance(covariates, str) else list(covariates)
     if not metrics: raise TelemetryError('metrics is empty; an experiment measures something; name at least one column')
     with _engine(con) as con:
-        table = _relation(con, path, [unit, variant], [])
+        table = _relation(con, path, [unit, variant], [], variant)
         there = {r[0] for r in con.execute(f'DESCRIBE SELECT * FROM {table}').fetchall()}
         columns = list(dict.fromkeys(c for m in metrics for c in ([m] if m in there or m.count('/') != 1 else m.split('/'))))
-        covariates = list(dict.fromkeys(covariates)); times = [c for c in (exposed, outcome, covariate_end) if c]
-        _relation(con, path, [unit, variant, *columns, *covariates, *times], [*columns, *covariates])
+        made = {'rows'} - set(there) if per == 'sum' else set(); covariates = list(dict.fromkeys(covariates)); times = [c for c in (exposed, outcome, covariate_end) if c]
+        table = _relation(con, path, [unit, variant, *(c for c in columns if c not in made), *covariates, *times], [c for c in [*columns, *covariates] if c not in made], variant)
         if (both := [c for c in covariates if c in columns]): raise TelemetryError(f'{both[0]} is metric and covariate at once; a covariate was known before exposure; pass the value from before')
         if (outcome or covariate_end) and not exposed: raise TelemetryError('times of outcome or covariate are given without the time of exposure; they are compared with it; name its column')
         kind = _times(con, table, times, exposed)
         if outcome: _late(con, table, exposed, outcome, 'what happened before exposure is no outcome of it; count outcomes from exposure on', kind)
         if covariate_end: _late(con, table, covariate_end, exposed, 'a covariate measured after exposure takes the effect away with it; end its window before', kind)
-        table = _units(con, table, unit, variant, per, columns, covariates)
+        table = _units(con, table, unit, variant, per, columns, covariates, made)
         for m, cap in caps.items():
             if m not in columns: raise TelemetryError(f'a cap is given for {m!r}, which is not among the metrics {", ".join(columns)}; name one of them')
-            if not cap > 0: raise TelemetryError(f'the cap of {m} is {cap}; it is a quantile below 1 or a value, above 0; correct it')
+            if not 0 < cap < math.inf: raise TelemetryError(f'the cap of {m} is {cap}; it is a quantile below 1 or a value, above 0; correct it')
         at = con.execute(f"SELECT {', '.join(f'quantile_cont({_q(m)}::DOUBLE, {float(c)!r})' if c < 1 else repr(float(c)) for m, c in caps.items())} FROM {table}{'' if any(c < 1 for c in caps.values()) else ' LIMIT 1'}").fetchone() if caps else ()
         return _moments(con, table, variant, tuple(columns + covariates), {m: c for m, c in zip(caps, at) if c is not None})
 

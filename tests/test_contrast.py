@@ -1,5 +1,6 @@
 "Two variants side by side: sums that add up, differences as other libraries give them, and every bad table refused by name."
 import numpy as np, pandas as pd, pytest
+from scipy.special import ndtri
 from hypothesis import given, settings, strategies as st
 from telemetry_loop.config import TelemetryError
 from telemetry_loop.contrast import Moments, adjusted, contrast, difference, lift, moments, non_inferior, ratio, read_units, srm
@@ -33,6 +34,26 @@ def test_moments_of_a_frame_a_csv_and_a_parquet_file_are_numpys(tmp_path):
         for v, m in found.items():
             x = TABLE.loc[TABLE.variant == v, ['spend', 'before']].to_numpy()
             assert m.n == len(x) and np.allclose(m.mean, x.mean(0), rtol=1e-12) and np.allclose(m.cov, np.cov(x.T), rtol=1e-10)
+
+def test_the_mean_over_rows_has_errors_by_unit():
+    "As statsmodels' cluster-robust regression on the rows; rows counted as people are far too sure."
+    import statsmodels.formula.api as smf
+    rng = np.random.default_rng(SEED); who = np.repeat(np.arange(600), 1 + rng.poisson(5, 600)); arm = (rng.random(600) < .5)[who]
+    rows = pd.DataFrame(dict(user_id=who, variant=np.where(arm, 'new', 'old'), spend=rng.normal(size=600)[who] + rng.normal(size=len(who)) + .2*arm))
+    found = read_units(rows, 'user_id', 'variant', 'spend/rows', per='sum'); c = contrast(found['old'], found['new'], 'spend/rows')
+    fit = smf.ols('spend ~ variant', rows.assign(variant=arm*1.)).fit(); robust = fit.get_robustcov_results('cluster', groups=who, use_correction=False)
+    assert c.value == pytest.approx(fit.params['variant'], rel=1e-9) and c.se == pytest.approx(robust.bse[1], rel=3e-3) and fit.bse['variant'] < .6*c.se
+    one = read_units(TABLE, 'user_id', 'variant', 'spend/rows', per='sum'); assert contrast(one['old'], one['new'], 'spend/rows').value == pytest.approx(difference(*[moments(TABLE, 'variant', ['spend'])[v] for v in ('old', 'new')], 'spend').value)
+    with pytest.raises(TelemetryError, match="no column 'rows'"): read_units(TABLE, 'user_id', 'variant', 'spend/rows')
+
+@pytest.mark.parametrize('n', [3, 8, 40])
+def test_few_units_find_only_large_effects(n):
+    "Noncentral t, as statsmodels: with 3 + 3 units the normal sum promises a third less than it takes."
+    from statsmodels.stats.power import TTestIndPower
+    from telemetry_loop.plan import mde_of
+    m = lambda mean: Moments(('y',), n, np.array([mean]), np.array([[1.]])); c = contrast(m(5.), m(5.5), 'y')
+    assert c.se*c.few()*mde_of(4, 1.) == pytest.approx(TTestIndPower().solve_power(nobs1=n, alpha=.05, power=.8), rel=1e-3)
+    assert c.score == pytest.approx(-ndtri(c.p_value/2), rel=1e-9) and c.reach(1.959964) == pytest.approx(c.z(), rel=1e-6)
 
 def test_large_values_lose_no_digits():
     t = TABLE.assign(spend=1e9 + TABLE.spend)
@@ -107,7 +128,7 @@ def test_adjusted_for_few_is_regression_and_its_interval_students():
 
 def test_shares():
     assert srm({'a': 5000, 'b': 5200})['verdict'] == 'pass' and srm({'a': 50_000, 'b': 52_000})['verdict'] == 'fail' and srm({'a': 900, 'b': 100}, {'a': .9, 'b': .1})['p_value'] == pytest.approx(1)
-    for counts, shares, said in (({'a': 5}, None, 'one variant'), ({'a': 5, 'b': 0}, None, "'b' has 0 units"), ({'a': 5, 'c': 5}, {'a': .5, 'b': .5}, "'c' has no declared share"), ({'a': 5, 'b': 5}, {'a': 1, 'b': 0}, 'not above 0')):
+    for counts, shares, said in (({'a': 5}, None, 'one variant'), ({'a': 5, 'b': 0}, None, "'b' has 0 units"), ({'a': 5, 'c': 5}, {'a': .5, 'b': .5}, "'c' has no declared share"), ({'a': 5, 'b': 5}, {'a': 1, 'b': 0}, 'not above 0'), ({'a': 5, 'b': 5}, {'a': .9, 'b': .01}, 'shares sum to 0.91')):
         with pytest.raises(TelemetryError, match=said): srm(counts, shares)
 
 def test_shares_of_a_small_holdout_are_asked_exactly():
@@ -127,6 +148,7 @@ BAD = {'a metric that is not there': (dict(metrics=['spent']), "no column 'spent
        'a row of a unit without a variant': (dict(table=pd.concat([TABLE, TABLE.head(3).assign(variant=None)]), per='sum'), 'variant is empty in 3 rows'), 'nobody known to be exposed': (dict(table=TABLE.assign(met=pd.Timestamp('2025-01-02')).assign(met=lambda t: t.met.where(t.index > 8), came=pd.Timestamp('2025-01-03')), exposed='met', outcome='came'), 'met is empty in 9 rows'),
        'times that are words': (dict(table=TABLE.assign(met='10.1.2025', came='9.2.2025'), exposed='met', outcome='came'), 'met is VARCHAR; a time is a date'), 'times of two kinds': (dict(table=TABLE.assign(met=5, came=pd.Timestamp('2025-01-03')), exposed='met', outcome='came'), 'times are compared where they are of one kind'), 'gaps': (dict(table=TABLE.assign(spend=TABLE.spend.where(TABLE.index > 4))), 'spend has 5 empty values'), 'endless': (dict(table=TABLE.assign(spend=np.inf)), 'no finite numbers'),
        'two variants for a unit': (dict(table=both), '3 units of user_id are in two variants'), 'a unit twice': (dict(table=pd.concat([TABLE, TABLE.head(3)])), '3 units of user_id have several rows'), 'nobody': (dict(table=TABLE.head(0)), '0 rows'), 'rows that are neither added nor averaged': (dict(per='max'), "per is 'max'"),
+       'a variant of blanks': (dict(table=TABLE.assign(variant=TABLE.variant.where(TABLE.index > 2, '  '))), 'variant is empty in 3 rows'), 'a cap without end': (dict(caps={'spend': np.inf}), 'the cap of spend is inf'),
        'a unit without a name': (dict(table=TABLE.assign(user_id=TABLE.user_id.where(TABLE.index > 1))), 'user_id is empty in 2 rows'), 'a variant without a name': (dict(table=TABLE.assign(variant=TABLE.variant.where(TABLE.index > 1))), 'variant is empty in 2 rows'),
        'a million variants': (dict(table=TABLE.assign(variant=TABLE.user_id.astype(str))), 'more than 100 distinct values'), 'metric and covariate': (dict(covariates=['spend']), 'metric and covariate at once'), 'a cap on nothing': (dict(caps={'x': 1.}), "cap is given for 'x'"),
        'an outcome before its exposure': (dict(table=TABLE.assign(met=pd.Timestamp('2025-01-02'), came=pd.Timestamp('2025-01-01')), exposed='met', outcome='came'), 'met is later than came in 4000 rows'),
@@ -141,6 +163,16 @@ def test_bad_tables_are_refused_in_one_line(name):
 def test_a_day_is_not_before_its_hours():
     t = TABLE.assign(met=pd.Timestamp('2025-01-02 10:00'), came=pd.Timestamp('2025-01-02').date())
     assert read_units(t, 'user_id', 'variant', ['spend'], exposed='met', outcome='came')['old'].n
+
+def test_what_a_csv_writes_in_letters(tmp_path):
+    "Truth values are 0 and 1; inf and a column of nothing are told by name, not as words; variants stay as written."
+    t = TABLE.head(200).assign(won=lambda t: t.spend > 3, nothing=np.nan, endless=lambda t: t.spend.where(t.index > 1, np.inf)); t.to_csv(tmp_path/'t.csv', index=False); t.to_parquet(tmp_path/'t.parquet')
+    for path in (tmp_path/'t.csv', tmp_path/'t.parquet', t):
+        assert read_units(path, 'user_id', 'variant', ['won'])['old'].mean[0] == pytest.approx(t.won[t.variant == 'old'].mean())
+        for name, said in (('nothing', 'nothing has 200 empty values'), ('endless', 'endless has 0 empty values and 2 that are no finite numbers')):
+            with pytest.raises(TelemetryError, match=said): read_units(path, 'user_id', 'variant', [name])
+    for names in (('007', '7'), ('True', 'False'), ('0.0', '1.0')):
+        t.assign(variant=np.where(t.variant == 'old', *names)).to_csv(tmp_path/'v.csv', index=False); assert set(read_units(tmp_path/'v.csv', 'user_id', 'variant', 'spend')) == set(names)
 
 def test_files_by_their_names(tmp_path):
     "Signs of a pattern stand for themselves: t[1].csv once read t1.csv."
@@ -157,5 +189,8 @@ def test_what_cannot_be_compared():
     with pytest.raises(TelemetryError, match='covariate before differs between the variants'): difference(touched['old'], touched['new'], 'spend', 'before')
     whole = moments(TABLE.assign(spend=2*TABLE.before), 'variant', ['spend', 'before'])
     with pytest.raises(TelemetryError, match='spend follows from before to the last digit'): difference(whole['old'], whole['new'], 'spend', 'before')
+    arm = (TABLE.variant == 'new')*1.; ones = moments(TABLE.assign(spend=arm, visits=TABLE.visits - TABLE.visits.mean(), small=1e-150*TABLE.spend, large=1e120*TABLE.spend), 'variant', ['spend', 'visits', 'small', 'large', 'clicks'])
+    for metric, said in (('spend', 'spend does not vary within the variants'), ('clicks/visits', 'visits averages .*; a ratio needs a denominator that is surely not 0'), ('small', 'small is around .*e-150'), ('large', 'large is around .*e.120')):
+        with pytest.raises(TelemetryError, match=said): contrast(ones['old'], ones['new'], metric)
     few = moments(TABLE.head(4).assign(variant=['old', 'new', 'old', 'new']), 'variant', ['spend', 'before', 'clicks'])
     with pytest.raises(TelemetryError, match='4 units for 2 covariates'): difference(few['old'], few['new'], 'spend', ['before', 'clicks'])
