@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from .config import RunConfig, TelemetryError, load_params, write_json
 from .estimate import Estimate, Verdict
 from .engine import connect
-from .sequential import always_valid_p, boundaries, judge_checkpoints, limits_so_far, srm_sequence
+from .sequential import always_valid_p, boundaries, judge_checkpoints, limits_so_far, srm_sequence, usable
 from .assignment import first_exposure, left_out
 from .plan import PLANS, STOPPING, Plan, check_exposed, mde_of, plan_digest, power_of, read_plan
 from .contrast import ANYTIME_UNITS, Contrast, Moments, adjusted, contrast, moments, SRM_ALPHA, non_inferior, read_columns, read_units, srm
@@ -110,13 +110,15 @@ def analyse(
         out[t] = {}
         for m, c in cs.items():
             band, always = c.anytime_z(n_opt, alpha), float(always_valid_p(c.value, c.se, sum(c.n), n_opt, alpha)) if c.se > 0 else 1.
-            rule = band if anytime or single == math.inf else c.z(1 - alpha) if single is None else single # of the interval guardrails are judged by; a plan not yet due still sees harm
+            rule = band if anytime or single == math.inf else c.z(1 - alpha) if single is None else c.reach(single) # of the interval guardrails are judged by; a plan not yet due still sees harm
             row = dict(role=role[m], control=c.mean('control', 1 - alpha).as_dict(), treatment=c.mean('treatment', 1 - alpha).as_dict(), difference=c.difference(c.z(1 - alpha)).as_dict(), lift=c.lift(c.z(1 - alpha)).as_dict(),
                 anytime=c.difference(band).as_dict(), anytime_lift=c.lift(band).as_dict(), p_value=c.p_value, always_valid_p=always, q_value=None, corrected=None, signal_to_noise=c.value/c.se if c.se else None,
-                variance_explained=float(c.value**2/(c.value**2 + c.se**2*(sum(c.n) - 2))) if c.se else None, variance_removed=c.removed, z=c.value/c.se if c.se else 0.)
-            if c.control > 0 and c.se > 0 and (not anytime or math.isfinite(band)): # four units, half treated, have a standard error of one standard deviation; primaries share alpha
-                part, error = alpha/asked if role[m] == 'primary' else alpha, c.se*(band/c.anytime_z(sum(c.n), alpha) if anytime else 1.) # a band that is shortest for another number of units is wider here
-                row |= dict(mde=mde_of(4, error, part, power, looks=looks, kind=kind)/c.control) | (dict(power=power_of(4, error, plan.mde*c.control, part, looks=looks, kind=kind)) if plan else {})
+                variance_explained=float(c.value**2/(c.value**2 + c.se**2*(sum(c.n) - 2))) if c.se else None, variance_removed=c.removed, z=c.score)
+            if c.se > 0 and (not anytime or math.isfinite(band)): # four units, half treated, have a standard error of one standard deviation; primaries share alpha
+                part = alpha/asked if role[m] == 'primary' else alpha
+                error = c.se*(band/c.anytime_z(sum(c.n), alpha) if anytime else c.few(part, power)) # a band that is shortest for another number of units is wider here
+                row |= dict(mde_difference=mde_of(4, error, part, power, looks=looks, kind=kind))
+                if row['lift']['ci_lower'] is not None: row |= dict(mde=row['mde_difference']/c.control) | (dict(power=power_of(4, error, plan.mde*c.control, part, looks=looks, kind=kind)) if plan else {})
             if role[m] == 'guardrail': row |= dict(margin=plan.guardrails[m], direction=plan.directions[m], kept=vars(non_inferior(c.lift(rule), 1., plan.guardrails[m], plan.directions[m])))
             else: questions[role[m]].append((row, always if anytime else c.p_value))
             out[t][m] = row
@@ -139,10 +141,10 @@ def verdict(
     if exposed and exposed.answer == 'fail': return say('invalid', exposed.reason)
     if split['verdict'] == 'fail' and not split.get('declared', True): return say('invalid', f'the variants are not even (p = {split["p_value"]:.1g}; {", ".join(f"{v} {n:,}" for v, n in split["counts"].items())}) and no other shares were declared: say which were meant (--share VARIANT=SHARE), else units are missing and no difference can be read')
     if split['verdict'] == 'fail': return say('invalid', f'the variants did not get their declared shares (p = {split["p_value"]:.1g}; {", ".join(f"{v} {n:,}" for v, n in split["counts"].items())}): units are missing from a variant, and no difference can be read')
-    how = lambda m: (lambda d: f'{d["value"]:+.2%}' if d['value'] is not None else f'{metrics[m]["difference"]["value"]:+.4g}')(metrics[m]['lift'])
+    how = lambda m: f'{metrics[m]["lift"]["value"]:+.2%}' if metrics[m]['lift']['ci_lower'] is not None else f'{metrics[m]["difference"]["value"]:+.4g}' # relative to what may be nothing is no number
     moved = [m for m, v in metrics.items() if v['role'] == 'primary' and v.get('significant')]
     primary = [m for m, v in metrics.items() if v['role'] == 'primary']
-    smallest = lambda: ', '.join(f'{m} {metrics[m]["mde"]:.2%}' for m in primary if metrics[m].get('mde')) or 'not known relative to control'
+    smallest = lambda: ', '.join(f'{m} {metrics[m]["mde"]:.2%}' if metrics[m].get('mde') else f'{m} {metrics[m]["mde_difference"]:.4g}' for m in primary if metrics[m].get('mde_difference')) or 'not known'
     if not plan: return say('difference', '; '.join(f'{m} differs by {how(m)}' for m in moved) + '; without a plan nobody has said which way is good') if moved else say('no difference shown', f'smallest effects that would have been found with {power:.0%}: {smallest()}')
     if (broken := [m for m, v in metrics.items() if v.get('kept', {}).get('answer') == 'fail']): return say('harm', '; '.join(f'guardrail {m} lost more than its margin: {metrics[m]["kept"]["reason"]}' for m in broken))
     better = lambda m: (metrics[m]['difference']['value'] > 0) == (plan.directions[m] == 'up')
@@ -162,13 +164,14 @@ def over_time(
     n_opt:float=ANYTIME_UNITS, # as in `analyse`
     alpha:float=.05,
 ):                         # DataFrame: day, n, lift, lower, upper, anytime_lower, anytime_upper
-    "The lift at each look, with the interval for one look and the band for all."
-    import pandas as pd
+    "The lift at each look, with the interval for one look and the band for all; looks at which it cannot be told are left out."
     rows = []
     for day, found in sorted(looks.items()):
-        c = contrast(found[control], found[treatment], metric, covariates, differs=0); one, always = c.lift(c.z(1 - alpha)), c.lift(c.anytime_z(n_opt, alpha))
+        try: c = contrast(found[control], found[treatment], metric, covariates, differs=0)
+        except TelemetryError: continue # a rare metric has not varied yet, a denominator is hardly there: nothing to draw, and no fault of the experiment
+        one, always = c.lift(c.z(1 - alpha)), c.lift(c.anytime_z(n_opt, alpha))
         rows.append(dict(day=day, n=one.n, lift=one.value, lower=one.ci_lower, upper=one.ci_upper, anytime_lower=always.ci_lower, anytime_upper=always.ci_upper))
-    return pd.DataFrame(rows).astype(float)
+    return pd.DataFrame(rows, columns=['day', 'n', 'lift', 'lower', 'upper', 'anytime_lower', 'anytime_upper']).astype(float)
 
 def plot_over_time(
     table,            # from `over_time`
@@ -202,7 +205,8 @@ def evaluate_table(
     met = check_exposed(plan_digest(plan), exposures) if plan and exposures is not None else None
     chosen = list(metrics) if metrics and not isinstance(metrics, str) else [metrics] if metrics else [*plan.primary, *plan.guardrails, *plan.secondary] if plan else []
     found = read_units(path, unit, variant, chosen, covariates, per, plan.outliers if plan and caps is None else caps or {}, exposed, outcome, covariate_end, con)
-    judged = analyse(found, str(control), chosen, covariates, plan, shares, day, met, n_opt, alpha).as_dict()
+    control = str(control); control = next((v for v in found if v.casefold() == control.casefold()), control) if control not in found else control # True is true
+    judged = analyse(found, control, chosen, covariates, plan, shares, day, met, n_opt, alpha).as_dict()
     return judged | (dict(plan=plan_digest(plan), announced=vars(met) if met else dict(answer='inconclusive', reason='the table does not say which plan was in force at exposure')) if plan else {})
 
 # %% ../nbs/58_experiment.ipynb #51b4881f
@@ -217,24 +221,20 @@ def evaluate_summary(
     alpha:float=.05,
 )->dict:                   # series: one entry each; q_value over all of them (Benjamini-Hochberg); peeking; not_judged
     "Aggregated checkpoints of one or many experiments: the last one of each series."
-    import pandas as pd
-    table = read_columns(path, [*ROLES, time], [*ROLES])
+    table = read_columns(path, [*ROLES, time], [*ROLES, time])
     if not len(table): raise TelemetryError('the table has 0 rows; a summary needs checkpoints; pass some')
     keys = [k for k in keys if k in table]
     if not keys: table, keys = table.assign(series='all'), ['series']
     judged, peeking = judge_checkpoints(table, alpha, keys=tuple(keys), time=time)
     series, lost = [], []
     for key, g in table.sort_values(time).groupby(keys, sort=True):
-        g = g.reset_index(drop=True); n, v = (g[[f'{w}_c', f'{w}_t']].to_numpy(float) for w in ('count', 'variance')); name = {k: (x.item() if hasattr(x, 'item') else x) for k, x in zip(keys, key)}
-        d = (g.mean_t - g.mean_c).to_numpy(float)
-        with np.errstate(all='ignore'): se = np.sqrt((v/n).sum(1))
-        ok = (n >= 2).all(1) & (v >= 0).all(1) & (se > 0) & np.isfinite(d + se)
+        g = g.reset_index(drop=True); n, d, se, ok = usable(g); name = {k: (x.item() if hasattr(x, 'item') else x) for k, x in zip(keys, key)}
         if not ok.any(): lost.append(name | dict(reason=f'{len(g)} checkpoints, none with two units in each arm and a variance above 0')); continue
         last = g.loc[np.flatnonzero(ok)[-1]]; arm = lambda a: Moments(('metric',), int(last[f'count_{a}']), np.array([last[f'mean_{a}']], float), np.array([[last[f'variance_{a}']]], float))
         c = contrast(arm('c'), arm('t'), 'metric'); one, band = c.z(1 - alpha), c.anytime_z(n_opt, alpha)
         split = srm({'control': c.n[1], 'treatment': c.n[0]}, shares) if shares else dict(p_value=None, verdict='not judged: no shares declared')
         series.append(name | dict(time=float(last[time]), looks=int(ok.sum()), srm=split, control=c.mean('control', 1 - alpha).as_dict(), treatment=c.mean('treatment', 1 - alpha).as_dict(), difference=c.difference(one).as_dict(), lift=c.lift(one).as_dict(),
-            anytime=c.difference(band).as_dict(), anytime_lift=c.lift(band).as_dict(), p_value=c.p_value, always_valid_p=float(always_valid_p(d[ok], se[ok], n[ok].sum(1), n_opt, alpha)[-1]), signal_to_noise=c.value/c.se))
+            anytime=c.difference(band).as_dict(), anytime_lift=c.lift(band).as_dict(), p_value=c.p_value, always_valid_p=float(always_valid_p(d[ok], se[ok], n[ok], n_opt, alpha)[-1]), signal_to_noise=c.value/c.se))
     for s, q in zip(series, adjusted([s['p_value'] for s in series], 'fdr_bh')): s['q_value'] = q
     return dict(series=series, not_judged=lost, peeking=peeking)
 

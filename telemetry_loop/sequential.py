@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAKES', 'PSI', 'BURN_IN', 'SPENDING', 'CLASSIC', 'METHODS', 'lower_sequence', 'ConfidenceSequence', 'value_sequence',
            'gain_sequence', 'crossing', 'mixture', 'always_valid_p', 'spending', 'boundaries', 'limits_so_far',
-           'srm_sequence', 'judge_checkpoints', 'plot_peeks']
+           'srm_sequence', 'usable', 'judge_checkpoints', 'plot_peeks']
 
 # %% ../nbs/46_sequential.ipynb #eb123803
 from dataclasses import dataclass
@@ -282,6 +282,12 @@ def srm_sequence(
 # %% ../nbs/46_sequential.ipynb #77330259
 METHODS = ('naive', 'anytime', 'group-sequential')
 
+def usable(g)->tuple: # checkpoints of one series in the order of time -> units of both arms, difference, its standard error, and whether each can be judged
+    "An arm with fewer than two units or fewer than before, or without variance, is not judged."
+    n, m, v = (g[[f'{what}_c', f'{what}_t']].to_numpy(float) for what in ('count', 'mean', 'variance'))
+    with np.errstate(all='ignore'): value, se = m[:, 1] - m[:, 0], np.sqrt((v/n).sum(1))
+    return n.sum(1), value, se, (n >= 2).all(1) & (v >= 0).all(1) & (n >= np.fmax.accumulate(n)).all(1) & (se > 0) & np.isfinite(value + se)
+
 def judge_checkpoints(
     table,                       # DataFrame: the keys, the time, and count, mean, variance of control (`_c`) and treatment (`_t`), cumulative
     alpha:float=.05,             # two-sided, of each method
@@ -291,19 +297,19 @@ def judge_checkpoints(
 )->tuple:                        # DataFrame, one row a series (stop: time of the first crossing; verdict: sign of the effect there, 0 without one); dict of shares by method
     "What each habit of looking would have decided, series by series, and how often the end took it back."
     import pandas as pd
+    from tqdm import tqdm
     roles = [f'{what}_{arm}' for what in ('count', 'mean', 'variance') for arm in 'ct']
     if (missing := [c for c in (*keys, time, *roles) if c not in table]): raise TelemetryError(f'the table lacks {", ".join(missing)}; checkpoints need {", ".join((*keys, time, *roles))}; rename its columns')
     if not len(table): raise TelemetryError('the table has 0 rows; a verdict needs checkpoints; pass some')
+    if (bad := int(table[list(keys)].isna().any(axis=1).sum())): raise TelemetryError(f'the table has {bad} rows in which one of {", ".join(keys)} is empty; a checkpoint belongs to a series; name it or drop those rows')
+    if (bad := int((~(pd.to_numeric(table[time], errors='coerce') > 0)).sum())): raise TelemetryError(f'{time} has {bad} values that are not above 0; it is the time since the start, a number; correct it')
     if (bad := int(table.duplicated([*keys, time]).sum())): raise TelemetryError(f'the table has {bad} rows with the keys and the time of another; a series has one row a checkpoint; keep one, or add what tells them apart to the keys')
-    if (bad := int((~(table[time] > 0)).sum())): raise TelemetryError(f'{time} has {bad} values that are not above 0; it is the time since the start; correct it')
     end, limits, z1, rows = table.groupby(list(keys))[time].transform('max'), lru_cache(lambda f: boundaries(f, alpha, kind)), -ndtri(_alpha(alpha)/2), []
-    for key, g in table.assign(_fraction=table[time]/end).sort_values(time).groupby(list(keys)):
-        n, m, v = (g[[f'{what}_c', f'{what}_t']].to_numpy(float) for what in ('count', 'mean', 'variance'))
-        with np.errstate(all='ignore'): value, se = m[:, 1] - m[:, 0], np.sqrt((v/n).sum(1))
-        ok = (n >= 2).all(1) & (v >= 0).all(1) & (n >= np.fmax.accumulate(n)).all(1) & (se > 0) & np.isfinite(value + se)
+    for key, g in tqdm(table.assign(_fraction=table[time]/end).sort_values(time).groupby(list(keys)), desc='judge', unit=' series', delay=2, leave=False, disable=None):
+        n, value, se, ok = usable(g)
         row = dict(zip(keys, key)) | dict(looks=int(ok.sum()), unusable=int((~ok).sum()), end=g[time].iloc[-1])
         if ok.any():
-            value, se, n, at, f = value[ok], se[ok], n[ok].sum(1), g[time].to_numpy(float)[ok], g['_fraction'].to_numpy()[ok]
+            value, se, n, at, f = value[ok], se[ok], n[ok], g[time].to_numpy(float)[ok], g['_fraction'].to_numpy()[ok]
             lower, upper = mixture(value, se, n, n[-1], alpha); z = value/se
             row |= dict(value=value[-1], ci_lower=value[-1] - z1*se[-1], ci_upper=value[-1] + z1*se[-1], anytime_lower=lower[-1], anytime_upper=upper[-1], final=int(np.sign(z[-1])*(abs(z[-1]) > z1)))
             for name, out in zip(METHODS, (np.abs(z) > z1, (lower > 0) | (upper < 0), np.abs(z) > limits(tuple(f)))):
@@ -316,7 +322,7 @@ def judge_checkpoints(
     summary = dict(series=len(judged), not_judged=len(judged) - len(told), checkpoints=int(judged.looks.sum()), unusable=int(judged.unusable.sum()), final_significant=share(told.final != 0) if len(told) else None)
     for name in METHODS if len(told) else ():
         stop, verdict = told[f'{name}_stop'], told[f'{name}_verdict']
-        summary[name] = dict(significant=share(verdict != 0), early=share(stop < told.end), disagree=share(verdict != told.final), taken_back=share((verdict != 0) & (verdict != told.final)), missed=share((verdict == 0) & (told.final != 0)), median_stop=share([(stop/told.end).median()]))
+        summary[name] = dict(significant=share(verdict != 0), early=share(stop < told.end), disagree=share(verdict != told.final), taken_back=share((verdict != 0) & (verdict != told.final)), missed=share((verdict == 0) & (told.final != 0)), median_stop=None if stop.isna().all() else float((stop/told.end).median()))
     return judged, summary
 
 # %% ../nbs/46_sequential.ipynb #e004e978

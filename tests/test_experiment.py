@@ -72,6 +72,29 @@ def test_a_band_made_for_more_people_finds_less():
     assert .72 < np.mean(found) < .92
     assert analyse(arms(*draw(0.), 90), 'plain', plan=plan).verdicts['honest']['kind'] == 'inconclusive'
 
+def test_planned_looks_at_few_people_keep_alpha():
+    "Limits are made for a normal z; eight people have Student's t. Taken as it is, it crosses them in a tenth of experiments."
+    rng, plan, crossed, plain = np.random.default_rng(SEED), replace(PLAN, units=16, guardrails={}, directions={'joy': 'up'}, secondary=[], looks=[7, 14]), 0, 0
+    of = lambda x: Moments(('joy',), len(x), x.mean(keepdims=True), np.array([[x.var(ddof=1)]]))
+    for _ in range(1500):
+        a, b = rng.normal(5, 1, (2, 8)); seen = {}
+        for day, k in ((7, 4), (14, 8)):
+            seen[day] = 2*k; row = analyse({'plain': of(a[:k]), 'honest': of(b[:k])}, 'plain', plan=plan, day=day, seen=seen).metrics['honest']['joy']
+            if row['significant']: crossed += 1; break
+        plain += abs(row['signal_to_noise']) > 1.969
+    assert .035 < crossed/1500 < .065 < plain/1500
+
+def test_a_lift_over_next_to_nothing_is_told_as_a_difference():
+    rng = np.random.default_rng(SEED); t = pd.DataFrame(dict(variant=np.repeat(['plain', 'honest'], 500), joy=np.r_[rng.normal(.01, 1, 500), rng.normal(.5, 1, 500)]))
+    found = analyse(moments(t, 'variant', ['joy']), 'plain', ['joy']); assert 'joy differs by +0.4' in found.verdicts['honest']['reason'] and '%' not in found.verdicts['honest']['reason']
+    none = rng.normal(size=1000); none[500:] += none[:500].mean() - none[500:].mean(); same = analyse(moments(t.assign(joy=none - none[:500].mean()), 'variant', ['joy']), 'plain', ['joy'])
+    said = same.verdicts['honest']['reason'].split(); assert said[-2] == 'joy' and float(said[-1]) == pytest.approx(2.8016*np.sqrt(none[:500].var(ddof=1)/500 + none[500:].var(ddof=1)/500), rel=3e-3)
+
+def test_an_early_look_without_anything_to_see_is_left_out():
+    "Nobody has complained by the second day; that is no fault of the experiment."
+    t = people(.02).assign(rare=lambda t: (t.user_id == 15_000)*1.); looks = {d: moments(t[t.user_id < 1400*d], 'variant', ['rare', 'joy']) for d in (2, 7, 14)}
+    assert over_time(looks, 'plain', 'honest', 'rare').day.tolist() == [14] and len(over_time({2: looks[2]}, 'plain', 'honest', 'rare')) == 0
+
 def test_uneven_shares_that_nobody_declared():
     t = people(); found = analyse(moments(t[(t.variant == 'plain') | (t.user_id % 3 == 0)], 'variant', ['joy']), 'plain', ['joy'])
     assert found.verdicts['honest']['kind'] == 'invalid' and '--share VARIANT=SHARE' in found.verdicts['honest']['reason']
@@ -128,7 +151,7 @@ def test_three_variants_are_keyed_by_treatment(tmp_path):
 @pytest.mark.parametrize('words, said', [
     (('--table', 'T'), '--unit is missing'), (('--unit', 'user_id'), '--unit goes with --table'), (('--table', 'T', '--summary', 'T'), 'one at a time'), (('--summary', 'T'), "no column 'count_c'"),
     (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'old', '--metric', 'joy'), "no variant 'old'"), (('--table', 'none.csv', '--unit', 'u', '--variant', 'v', '--control', 'c', '--metric', 'm'), 'no file none.csv'),
-    (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--share', 'plain'), 'is not VARIANT=NUMBER'), (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--cap', 'joy'), 'is not METRIC=NUMBER'),
+    (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--share', 'plain'), 'is not VARIANT=NUMBER'), (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--share', 'plain=.5', '--share', 'plain=.5'), '--share is given twice for plain'), (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--cap', 'joy'), 'is not METRIC=NUMBER'),
     (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--day', '3'), '--day is 3 and there is no plan'), (('--table', 'T', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--alpha', '2'), 'alpha is 2')])
 def test_bad_words_are_refused(tmp_path, capsys, words, said):
     people(n=200).to_csv(tmp_path/'t.csv', index=False)
@@ -157,6 +180,10 @@ def test_a_table_says_which_plan_was_in_force(tmp_path, capsys):
     t.loc[:9, 'digest'] = plan_digest(replace(PLAN, mde=.01)); t.to_csv(tmp_path/'ab.csv', index=False)
     assert 'honest: invalid; the verdict is void: 10 of 20,000 exposures were not under plan' in door(capsys, *words, '--announced', 'digest')[0]
     with pytest.raises(TelemetryError, match="unit is 'clicks' and the plan randomises 'user_id'"): evaluate_table(t, 'clicks', 'variant', 'plain', [], plan=PLAN)
+
+def test_true_is_true(tmp_path):
+    t = people(n=400); t = t.assign(variant=t.variant == 'honest'); t.to_csv(tmp_path/'ab.csv', index=False)
+    for source, control in ((t, False), (t, 'False'), (t, 'false'), (tmp_path/'ab.csv', 'False'), (tmp_path/'ab.csv', 'false')): assert evaluate_table(source, 'user_id', 'variant', control, ['joy'])['treatments'][0].casefold() == 'true'
 
 def test_caps_and_alpha_by_the_door(tmp_path, capsys):
     t = people(); t.loc[5, 'joy'] = 1e6; t.to_csv(tmp_path/'ab.csv', index=False); words = ('experiment', '--table', tmp_path/'ab.csv', '--unit', 'user_id', '--variant', 'variant', '--control', 'plain', '--metric', 'joy', '--json', tmp_path/'o.json')
@@ -211,3 +238,12 @@ def test_summaries(tmp_path, capsys):
     said, _ = door(capsys, 'experiment', '--summary', tmp_path/'s.csv', '--share', 'control=.6', '--share', 'treatment=.4'); assert 'fail' in said and 'corrected' in said
     t.assign(variance_c=-1.).to_csv(tmp_path/'none.csv', index=False); said, _ = door(capsys, 'experiment', '--summary', tmp_path/'none.csv'); assert 'e 1 1: not judged; 14 checkpoints' in said
     assert evaluate_summary(t.assign(variance_c=0., variance_t=0.))['not_judged'][0]['reason'].startswith('14 checkpoints')
+
+def test_summaries_in_which_nobody_stops_and_odd_ones(tmp_path, capsys):
+    "Nobody stopped: no median, and not a file that no reader of JSON takes (it was NaN)."
+    at = np.arange(1, 15); k = at*700; t = pd.DataFrame(dict(experiment_id='e', time_since_start=at, count_c=k, count_t=k, mean_c=2., mean_t=2.001, variance_c=4., variance_t=4.)); t.to_csv(tmp_path/'s.csv', index=False)
+    door(capsys, 'experiment', '--summary', tmp_path/'s.csv', '--json', tmp_path/'o.json'); told = json.loads((tmp_path/'o.json').read_text(), parse_constant=lambda c: pytest.fail(c))
+    assert told['peeking']['naive']['median_stop'] is None and told['series'][0]['looks'] == 14
+    fewer = t.assign(count_c=np.where(at == 14, 10, k), mean_t=np.where(at == 14, 99., 2.001)); assert evaluate_summary(fewer)['series'][0]['time'] == 13   # counts fell: that checkpoint is not judged
+    for change, said in ((dict(time_since_start='soon'), 'time_since_start is VARCHAR'), (dict(time_since_start=0.), 'time_since_start has 14 values that are not above 0'), (dict(experiment_id=None), '14 rows in which one of experiment_id is empty'), (dict(mean_t=1e300), r'metric is around 1e\+300')):
+        with pytest.raises(TelemetryError, match=said): evaluate_summary(t.assign(**change))
