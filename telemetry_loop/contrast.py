@@ -272,8 +272,9 @@ def non_inferior(
     if not margin > 0: raise TelemetryError(f'margin is {margin}; it is a relative loss above 0; without one nothing can be shown to be kept; choose e.g. .01')
     if found.value is None or found.ci_lower is None or not control_mean > 0: return Verdict('inconclusive', 'the loss relative to control cannot be told: control is not surely above 0, or too few units')
     low, high = sorted(b/control_mean*(1 if direction == 'up' else -1) for b in (found.ci_lower, found.ci_upper))
-    said = f'between {low:+.2%} and {high:+.2%} (good is +), margin {margin:.1%}'
-    return Verdict('pass' if low > -margin else 'fail' if high <= -margin else 'inconclusive', said)
+    if low > -margin: return Verdict('pass', f'a loss above {max(-low, 0):.2%} is ruled out, margin {margin:.1%}')
+    if high <= -margin: return Verdict('fail', f'a loss of {-high:.2%} or more is shown, margin {margin:.1%}')
+    return Verdict('inconclusive', f'anything from a loss of {-low:.2%} to a {"gain" if high > 0 else "loss"} of {abs(high):.2%} may be true, margin {margin:.1%}')
 
 def adjusted(p_values, how:str='holm')->list: # how: holm (any false alarm at all) | fdr_bh (share of false ones among the found)
     "p-values that stand for having asked several questions (Holm 1979; Benjamini & Hochberg 1995)."

@@ -112,7 +112,7 @@ def plot_staying(
     for name, rows in curves.items():
         colour, t = '#888888' if name == control else next(colours), pd.concat([pd.DataFrame([dict(day=0., staying=1., ci_lower=1., ci_upper=1.)]), pd.DataFrame(rows)])
         ax.step(t['day'], t['staying'], where='post', color=colour, label=name); ax.fill_between(t['day'], t['ci_lower'], t['ci_upper'], step='post', color=colour, alpha=.2, lw=0)
-    ax.set(xlabel=xlabel, ylabel='share still there', ylim=(min(.5, ax.get_ylim()[0]), 1.01), xlim=(0, None)); ax.legend(frameon=False); sns.despine(ax=ax)
+    ax.set(xlabel=xlabel, ylabel='share still there', ylim=(min(.8, ax.get_ylim()[0]), 1.01), xlim=(0, None)); ax.legend(frameon=False); sns.despine(ax=ax)
     return ax
 
 # %% ../nbs/56_survival.ipynb #f7d8e3aa
