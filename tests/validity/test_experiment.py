@@ -8,8 +8,8 @@ from telemetry_loop.experiment import Moments, analyse, contrast, srm
 from telemetry_loop.plan import Plan
 
 SEED = 20266
-FULL = dict(aa=10_000, ratio=4_000, cuped=40_000, srm=5_000, gate=4_000, many=4_000, peek=4_000, lift=20_000)
-PART = dict(aa=2_000, ratio=1_200, cuped=0, srm=5_000, gate=600, many=200, peek=500, lift=3_000)
+FULL = dict(aa=10_000, ratio=4_000, cuped=40_000, srm=5_000, gate=4_000, many=4_000, peek=4_000, lift=20_000, candidates=4_000)
+PART = dict(aa=2_000, ratio=1_200, cuped=0, srm=5_000, gate=600, many=200, peek=500, lift=3_000, candidates=250)
 RHOS = (.3, .5, .7, .9)
 
 def of(x, columns): # (n, k) units -> moments
@@ -82,6 +82,16 @@ def study_many(runs)->dict: # test 18: twenty metrics in which nothing happens
         found.append((any(m['significant'] for m in r.metrics['t'].values()), any(m['p_value'] < .05 for m in r.metrics['t'].values())))
     return dict(zip(('holm', 'uncorrected'), np.mean(found, 0).tolist()))
 
+def study_candidates(runs)->dict: # test 18: twenty treatments that do nothing; wins or harms called by whoever picks the best and looks at it again, picks on one half of the people and tests on the other, or asks all twenty by the plan
+    rng, cov, out = np.random.default_rng(SEED + 9), [[SD**2]], []
+    variants = ['c', *(f't{i:02}' for i in range(20))]; plan = plan_of(shares={v: 1/21 for v in variants}, guardrails={}, directions={'p': 'up'})
+    for _ in range(runs):
+        halves = [{v: drawn(rng, 500, [10.], cov, ('p',)) for v in variants} for _ in range(2)]; every = {v: halves[0][v] + halves[1][v] for v in variants}
+        p = lambda found, t: contrast(found['c'], found[t], 'p').p_value
+        best = lambda found: min(variants[1:], key=lambda t: p(found, t))
+        out.append((p(every, best(every)) < .05, p(halves[1], best(halves[0])) < .05, any(v['kind'] in ('win', 'harm') for v in analyse(every, 'c', plan=plan).verdicts.values())))
+    return dict(zip(('best of twenty on the same people', 'picked on one half, tested on the other', 'all twenty by the plan'), np.mean(out, 0).tolist()))
+
 def study_peek(runs)->dict: # wins or harms called at any of seven looks, nothing there
     looks = [2, 4, 6, 8, 10, 12, 14]; out = {}
     plans = {s: plan_of(guardrails={}, directions={'p': 'up'}, looks=looks, stopping=s) for s in ('group-sequential', 'anytime')}
@@ -123,6 +133,7 @@ def check(name, found, runs):
         assert found['small and harmful']['no significant loss'] > .25 and found['small and harmful']['kept'] <= .01, found
     if name == 'many': assert found['holm'] <= .06 + (slack if runs < 1000 else 0) and found['uncorrected'] > .3, found
     if name == 'peek': assert found['null']['group-sequential'] <= .055 + (slack if runs < 2000 else 0) and found['null']['anytime'] <= .05 + (slack if runs < 2000 else 0) and found['null']['naive'] > .12 and found['powered']['group-sequential'] > .85 and found['powered']['anytime'] > .6, found
+    if name == 'candidates': assert found['best of twenty on the same people'] > .2 and max(found['picked on one half, tested on the other'], found['all twenty by the plan']) <= .06 + (slack if runs < 1000 else 0), found
     if name == 'lift': assert abs(found['fieller'] - .95) < max(.005, slack) and found['divided'] < found['fieller'] - .05, found
 
 STUDIES = {name[6:]: f for name, f in list(globals().items()) if name.startswith('study_')}
@@ -131,7 +142,7 @@ def test_nothing_is_found_where_nothing_is():
     for name in ('aa', 'ratio', 'many', 'peek'): check(name, STUDIES[name](PART[name]), PART[name])
 
 def test_shares_gate_and_lift():
-    for name in ('srm', 'gate', 'lift'): check(name, STUDIES[name](PART[name]), PART[name])
+    for name in ('srm', 'gate', 'candidates', 'lift'): check(name, STUDIES[name](PART[name]), PART[name])
 
 def test_cuped_takes_away_what_was_known():
     found = study_cuped(1_500)
