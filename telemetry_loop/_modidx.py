@@ -309,6 +309,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'telemetry_loop.contrast._units': ('contrast.html#_units', 'telemetry_loop/contrast.py'),
                                          'telemetry_loop.contrast._value': ('contrast.html#_value', 'telemetry_loop/contrast.py'),
                                          'telemetry_loop.contrast.adjusted': ('contrast.html#adjusted', 'telemetry_loop/contrast.py'),
+                                         'telemetry_loop.contrast.baselines': ('contrast.html#baselines', 'telemetry_loop/contrast.py'),
                                          'telemetry_loop.contrast.contrast': ('contrast.html#contrast', 'telemetry_loop/contrast.py'),
                                          'telemetry_loop.contrast.difference': ('contrast.html#difference', 'telemetry_loop/contrast.py'),
                                          'telemetry_loop.contrast.lift': ('contrast.html#lift', 'telemetry_loop/contrast.py'),

@@ -157,8 +157,19 @@ def ope(
     if json: write_json(json, found)
 
 @_verb('plan', 'plan')
-def plan(path:Annotated[Path, typer.Argument(metavar='FILE', help='A pre-registration (YAML).')]):
-    module = _module('plan'); print(module.read_plan(path)._repr_markdown_().replace('**', '').replace('### ', ''))
+def plan(
+    path:Annotated[Path, typer.Argument(metavar='FILE', help='A pre-registration (YAML).')],
+    past:Annotated[Optional[Path], typer.Option(help='CSV or Parquet table of past units, one row each, with the plan\'s metrics: how many people it takes.', show_default=False)]=None,
+    covariate:Annotated[Optional[list[str]], typer.Option(help='With --past: column known before (CUPED); may be repeated.', show_default=False)]=None,
+    arrivals:Annotated[Optional[float], typer.Option(metavar='N', help='With --past: new people a day, all variants; how likely the plan\'s days find the effect, and how many days it takes.', show_default=False)]=None):
+    module = _module('plan'); announced = module.read_plan(path); print(announced._repr_markdown_().replace('**', '').replace('### ', ''))
+    if past is None: _only_with('--past', covariate=covariate, arrivals=arrivals); return
+    if arrivals is not None and not arrivals > 0: raise TelemetryError(f'--arrivals is {arrivals:g}; it is the number of new people a day, above 0; correct it')
+    if covariate and not announced.covariate_days: raise TelemetryError('--covariate is given and the plan has covariate_days 0; what is adjusted for is said in the plan; write it there or leave the covariate out')
+    known = _module('contrast').baselines(past, [*announced.primary, *announced.guardrails], covariate or [])
+    rows = module.needs(announced, known, None if arrivals is None else [arrivals]*announced.days).to_dict('records')
+    days = lambda r: [] if arrivals is None else [f'{r["power"]:.0%}', f'{-(-r["units"]//arrivals):.0f}']
+    print('\n' + table([['metric', 'role', 'past mean', 'effect to find', 'people needed', *([] if arrivals is None else [f'power in {announced.days} days', 'days needed'])]] + [[r['metric'], r['role'], f'{known[r["metric"]][0]:.5g}', f'{r["effect"]:.4g}', f'{r["units"]:,}', *days(r)] for r in rows]))
 
 def _pairs(option:str, given): # of `NAME=NUMBER` -> {name: number}, None where nothing is given
     pairs = [p.rpartition('=') for p in given or []]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NUMBERS', 'MOST_VARIANTS', 'PILOT', 'FAR', 'ANYTIME_UNITS', 'DIFFERS', 'RARE', 'SRM_ALPHA', 'Moments', 'moments',
            'Contrast', 'contrast', 'difference', 'lift', 'ratio', 'srm', 'non_inferior', 'adjusted', 'read_units',
-           'read_columns']
+           'baselines', 'read_columns']
 
 # %% ../nbs/52_contrast.ipynb #027f4d2b
 from contextlib import contextmanager
@@ -348,6 +348,25 @@ def read_units(
             if not 0 < cap < math.inf: raise TelemetryError(f'the cap of {m} is {cap}; it is a quantile below 1 or a value, above 0; correct it')
         at = con.execute(f"SELECT {', '.join(f'quantile_cont({_q(m)}::DOUBLE, {float(c)!r})' if c < 1 else repr(float(c)) for m, c in caps.items())} FROM {table}{'' if any(c < 1 for c in caps.values()) else ' LIMIT 1'}").fetchone() if caps else ()
         return _moments(con, table, variant, tuple(columns + covariates), {m: c for m, c in zip(caps, at) if c is not None})
+
+def baselines(
+    path,             # CSV, Parquet or DataFrame of past units, one row each
+    metrics,          # columns, or numerator/denominator
+    covariates=(),    # columns known before, with which CUPED would work
+)->dict:              # metric -> mean, standard deviation between units, correlation with the covariates, as `plan.needs` takes them
+    "What past units say about how many an experiment needs."
+    with _engine() as con:
+        there = {r[0] for r in con.execute(f'DESCRIBE SELECT * FROM {_relation(con, path, [], [])}').fetchall()}
+        columns = tuple(dict.fromkeys([c for m in metrics for c in ([m] if m in there or m.count('/') != 1 else m.split('/'))] + list(covariates)))
+        table = _relation(con, path, columns, columns); _refuse_some_gaps(con, table, columns)
+        past = _moments(con, f"(SELECT *, 'past' AS \"_past\" FROM {table})", '_past', columns, {})['past']
+    out, x = {}, [past.at(c) for c in covariates]
+    for m in metrics:
+        value, w = _value(past, m); var = float(w @ past.cov @ w)
+        if not var > 1e-24*value**2: raise TelemetryError(f'{m} is the same ({value:.6g}) for every past unit; a metric that does not vary plans nothing; choose another')
+        known = (past.cov @ w)[x] @ np.linalg.pinv(past.cov[np.ix_(x, x)], hermitian=True) @ (past.cov @ w)[x] if x else 0.
+        out[m] = float(value), math.sqrt(var), math.sqrt(min(max(known/var, 0.), 1 - 1e-9))
+    return out
 
 def read_columns(
     source,           # as in `moments`

@@ -247,3 +247,18 @@ def test_summaries_in_which_nobody_stops_and_odd_ones(tmp_path, capsys):
     fewer = t.assign(count_c=np.where(at == 14, 10, k), mean_t=np.where(at == 14, 99., 2.001)); assert evaluate_summary(fewer)['series'][0]['time'] == 13   # counts fell: that checkpoint is not judged
     for change, said in ((dict(time_since_start='soon'), 'time_since_start is VARCHAR'), (dict(time_since_start=0.), 'time_since_start has 14 values that are not above 0'), (dict(experiment_id=None), '14 rows in which one of experiment_id is empty'), (dict(mean_t=1e300), r'metric is around 1e\+300')):
         with pytest.raises(TelemetryError, match=said): evaluate_summary(t.assign(**change))
+
+def test_the_calculator_by_the_door(tmp_path, capsys):
+    "A tenth of a standard deviation takes 3,140 people at one look; with half of the variance known before, half of them."
+    from dataclasses import asdict; import yaml
+    from statsmodels.stats.power import NormalIndPower
+    rng = np.random.default_rng(SEED); plan = replace(PLAN, primary=['joy'], guardrails={'back/visits': .1}, directions={'joy': 'up', 'back/visits': 'up'}, secondary=[], looks=[14], stopping='fixed', mde=.01); (tmp_path/'p.yaml').write_text(yaml.safe_dump(asdict(plan)))
+    x = rng.normal(size=4000); x = (x - x.mean())/x.std(ddof=1); e = rng.normal(size=4000); e -= e.mean() + (e @ x)/(x @ x)*x; e /= e.std(ddof=1)
+    past = pd.DataFrame(dict(joy=10 + (x + e)/np.sqrt(2), before=x, back=rng.poisson(2, 4000), visits=rng.poisson(2, 4000) + 1)); past.to_csv(tmp_path/'past.csv', index=False)
+    words = ('plan', tmp_path/'p.yaml', '--past', tmp_path/'past.csv'); row = lambda out, m: next(l for l in out.splitlines() if l.startswith(m)).split()
+    assert row(door(capsys, *words)[0], 'joy') == ['joy', 'primary', '10', '0.1', '3,140'] and row(door(capsys, *words, '--covariate', 'before')[0], 'joy')[-1] == '1,570'
+    out = door(capsys, *words, '--arrivals', 157)[0]; assert row(out, 'joy')[-2:] == [f'{NormalIndPower().power(.1, 157*14/2, .05):.0%}', '20'] and 'power in 14 days' in out and row(out, 'back/visits')[1] == 'guardrail'
+    for more, said in ((('--arrivals', 0), '--arrivals is 0'), (('--covariate', 'nope'), "no column 'nope'")): assert said in door(capsys, *words, *more)[1]
+    assert '--arrivals goes with --past' in door(capsys, 'plan', tmp_path/'p.yaml', '--arrivals', 5)[1]
+    past.assign(joy=3.).to_csv(tmp_path/'past.csv', index=False); assert 'joy is the same (3) for every past unit' in door(capsys, *words)[1]
+    past.drop(columns='joy').to_csv(tmp_path/'past.csv', index=False); assert "no column 'joy'" in door(capsys, *words)[1]
