@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import math, re, sys, tempfile
 import numpy as np
-from scipy.special import bdtr, bdtrc, chdtrc, nctdtrinc, ndtr, ndtri, stdtr, stdtrit
+from scipy.special import bdtr, bdtrc, chdtrc, chdtri, nctdtrinc, ndtr, ndtri, stdtr, stdtrit
 from .config import TelemetryError
 from .estimate import Estimate, Verdict
 from .sequential import mixture
@@ -145,7 +145,9 @@ class Contrast:
         return float(-stdtrit(self.df, ndtr(-z)))
     def few(self, alpha:float=.05, power:float=.8)->float: # 1 with many units
         "By how much a just detectable effect is larger than with as many units as one could wish (noncentral t)."
-        return float(nctdtrinc(self.df, 1 - power, self.z(1 - alpha))/(ndtri(power) - ndtri(alpha/2))) if self.df < 1e4 else 1.
+        if self.df > 1e4: return 1.
+        t = self.z(1 - alpha); needed = nctdtrinc(self.df, 1 - power, t) if t < 40 else t*math.sqrt(chdtri(self.df, 1 - power)/self.df) # so far out the standard error alone decides, and the inverse never ends
+        return float(needed/(ndtri(power) - ndtri(alpha/2)))
     def z(self, level:float=.95)->float: # of the interval
         "How many standard errors the fixed interval reaches."
         if not 0 < level < 1: raise TelemetryError(f'level is {level}; it is a probability, above 0 and below 1; choose e.g. .95')

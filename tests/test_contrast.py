@@ -1,6 +1,7 @@
 "Two variants side by side: sums that add up, differences as other libraries give them, and every bad table refused by name."
+import time
 import numpy as np, pandas as pd, pytest
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtr
 from hypothesis import given, settings, strategies as st
 from telemetry_loop.config import TelemetryError
 from telemetry_loop.contrast import Moments, adjusted, contrast, difference, lift, moments, non_inferior, ratio, read_units, srm
@@ -54,6 +55,13 @@ def test_few_units_find_only_large_effects(n):
     m = lambda mean: Moments(('y',), n, np.array([mean]), np.array([[1.]])); c = contrast(m(5.), m(5.5), 'y')
     assert c.se*c.few()*mde_of(4, 1.) == pytest.approx(TTestIndPower().solve_power(nobs1=n, alpha=.05, power=.8), rel=1e-3)
     assert c.score == pytest.approx(-ndtri(c.p_value/2), rel=1e-9) and c.reach(1.959964) == pytest.approx(c.z(), rel=1e-6)
+
+def test_what_next_to_nobody_finds_is_told_in_no_time():
+    "Two and two units, a hundred questions: the inverse of noncentral t would not end there. Both ways of asking meet at the seam."
+    pair = lambda var: contrast(*(Moments(('y',), 2, np.array([mean]), np.array([[v]])) for mean, v in ((5., 1.), (6., var))), 'y')
+    begun = time.process_time(); far = [pair(v).few(a, p) for v in (1., 1e-6, 1e-12) for a in (.05, 5e-4, 1e-8) for p in (.6, .8, .99)]
+    assert time.process_time() - begun < 1 and np.isfinite(far).all() and min(far) > 1
+    seam = [pair(1e-12).few(2*(1 - stdtr(1., t)), .8) for t in (39.9, 40.1)]; assert seam[0] == pytest.approx(seam[1], rel=.02)
 
 def test_large_values_lose_no_digits():
     t = TABLE.assign(spend=1e9 + TABLE.spend)
