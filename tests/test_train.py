@@ -67,9 +67,9 @@ def test_asking_in_one_go_is_asking_each():
 
 def test_a_sequence_file_tells_of_items_alone(tmp_path, monkeypatch):
     used, fit = [], train.fit
-    monkeypatch.setattr(train, 'fit', lambda *a, **k: used.append(a[3].inputs) or fit(*a, **k))
+    monkeypatch.setattr(train, 'fit', lambda *a, **k: used.append((a[3].inputs, a[3].patience)) or fit(*a, **k))
     train_on_sequences(write(tmp_path/'c.txt', '\n'.join(f'u{u} ' + ' '.join(f'i{i}' for i in s) for u, s in enumerate(CYCLE))), 'leave-one-out', replace(CFG, inputs=['category', 'kind', 'dwell', 'time']), 5, 1)
-    assert used == [[], []]
+    assert used == [([], 3*CFG.patience)]*2                           # and is learned with more patience
 
 # --- the stage
 
