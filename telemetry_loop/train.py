@@ -207,7 +207,9 @@ def curves(folder='metrics/curves'): # -> what `fit` takes as `each`, or None wh
     "Loss and validation of each pass while it learns, for `dvc plots`."
     if rank(): yield None; return
     from dvclive import Live # here: who only loads a model should not wait for it
-    with Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None, monitor_system=False) as live:
+    class Lines(Live):
+        def _init_dvc(self): "Only lines are wanted; DVCLive's own look at the repository fails before the first commit, and makes a DVC repository where there is none."
+    with Lines(str(folder), save_dvc_exp=False, dvcyaml=None, report=None, monitor_system=False) as live:
         def each(number, loss, ndcg):
             live.step = number
             for name, value in (('loss', loss), ('valid_ndcg', ndcg)):

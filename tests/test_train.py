@@ -98,6 +98,13 @@ def test_stage_writes_metrics_and_a_loadable_bundle(home):
     for name in ('loss', 'valid_ndcg'): assert len(pd.read_csv(f'metrics/curves/plots/metrics/{name}.tsv', sep='\t')) >= shown['epochs']
     assert 'seconds' in json.loads(Path('runs/train.json').read_text()) and 'seconds' not in Path('metrics/train.json').read_text()
 
+@pytest.mark.parametrize('env', [{}, dict(DVC_ROOT='.', DVC_EXP_NAME='try', DVC_EXP_BASELINE_REV='abc')]) # by hand; as a stage of an experiment
+def test_curves_leave_the_repository_alone_also_before_its_first_commit(tmp_path, monkeypatch, env):
+    monkeypatch.chdir(tmp_path); subprocess.run(['git', 'init', '-q'], check=True)
+    for name, value in env.items(): monkeypatch.setenv(name, value)
+    with train.curves() as each: each(1, 2., .1); each(2, 1., None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['.git', 'metrics'] and Path('metrics/curves/plots/metrics/loss.tsv').read_text().split() == ['step', 'loss', '1', '2.0', '2', '1.0']
+
 def test_stage_twice_gives_the_same_bytes(home):
     train.run(); first = folder_digest('artifacts/train'), file_digest('metrics/train.json')
     train.run(); assert first == (folder_digest('artifacts/train'), file_digest('metrics/train.json'))
