@@ -66,7 +66,7 @@ def read(folder): return {p.name: p.read_text().splitlines() for p in sorted(Pat
 def digests(folder):
     "Every artifact's name and content, and what is measured, but for the time it took."
     timeless = lambda x: {k: timeless(v) for k, v in x.items() if 'seconds' not in k or k in ('skew_seconds', 'transit_seconds')} if isinstance(x, dict) else x
-    return {p.name: folder_digest(p) for p in sorted((folder/'artifacts').iterdir())} | {p.name: timeless(read_json(p)) for p in sorted((folder/'metrics').iterdir())}
+    return {p.name: folder_digest(p) for p in sorted((folder/'artifacts').iterdir())} | {p.name: folder_digest(p) if p.is_dir() else timeless(read_json(p)) for p in sorted((folder/'metrics').iterdir())}
 
 def live(folder):
     with contextlib.chdir(folder): run_stages(progress=False); catalog.run()
