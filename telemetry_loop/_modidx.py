@@ -844,6 +844,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'telemetry_loop.ope._numbers': ('ope.html#_numbers', 'telemetry_loop/ope.py'),
                                     'telemetry_loop.ope.advice': ('ope.html#advice', 'telemetry_loop/ope.py'),
                                     'telemetry_loop.ope.assess': ('ope.html#assess', 'telemetry_loop/ope.py'),
+                                    'telemetry_loop.ope.bounded': ('ope.html#bounded', 'telemetry_loop/ope.py'),
                                     'telemetry_loop.ope.checked_log': ('ope.html#checked_log', 'telemetry_loop/ope.py'),
                                     'telemetry_loop.ope.cluster_weights': ('ope.html#cluster_weights', 'telemetry_loop/ope.py'),
                                     'telemetry_loop.ope.evaluate': ('ope.html#evaluate', 'telemetry_loop/ope.py'),

@@ -15,7 +15,7 @@ from .config import TelemetryError
 from .estimate import Estimate, standard_error
 from .estimators import KNOBS, ips, tune
 from .support import CELLS, DEFAULT_LIMITS, Overlap, Weights, certain_mass, gap_table, importance_weight, judge_overlap, odd_rewards, pareto_khat, propensity_cell, reward_check, tail_length, widening
-from .ope import OpeResult, checked_log
+from .ope import OpeResult, bounded, checked_log
 
 # %% ../nbs/48_stream.ipynb #b5746f56
 class Moments:
@@ -271,15 +271,13 @@ def _second_look(first, parts, bar):
     refuse, widen = first.times.check(); refuse = [*reward_check(odd, DEFAULT_LIMITS), *refuse]
     support = replace(support, verdict='refuse' if refuse else 'widen' if widen and support.verdict == 'trust' else support.verdict, reasons=(*refuse, *support.reasons, *widen))
     wide, refused, base, earned, estimates, gains = widening(support), support.verdict == 'refuse', mean[1], influence[:, 1], {}, {}
-    def bounded(value, influence, wide, bias=0.):
-        half = np.nan if wide is None else wide*np.hypot(standard_error(influence), bias)
-        return Estimate(float(value), float(value - half), float(value + half), n) if np.isfinite(half) else Estimate(float(value), None, None, n)
-    def add(name, value, influence, bias=0.):
-        estimates[name] = bounded(value, influence, wide, bias)
-        gains[name] = Estimate(None, None, None, n) if refused else bounded(value - base, influence - earned, wide, bias)
+    said = lambda value, influence, *more: bounded(value, standard_error(influence), n, *more)
+    def add(name, value, influence, moved=0.):
+        estimates[name] = said(value, influence, wide, 0., moved)
+        gains[name] = Estimate(None, None, None, n) if refused else said(value - base, influence - earned, wide, 0., moved)
     add('ips', mean[2], influence[:, 2]); add('snips', shift + mean[3]/mean[0], influence[:, 3]/mean[0])
     at = 4
     for name, (_, settings) in knobs.items():
         each = {x: (mean[i], influence[:, i]) for i, x in enumerate(settings, at)}; at += len(settings)
         best = tune(each.get, settings); add(name, best.value, best.influence, best.bias)
-    return OpeResult(estimates, bounded(base, earned, 1.959964), gains, {}, support).as_dict()
+    return OpeResult(estimates, said(base, earned, 1.959964), gains, {}, support).as_dict()

@@ -131,7 +131,7 @@ def test_enough_is_accepted(told):
 def test_widened_intervals_cover_where_plain_ones_do_not(told):
     fair = told['fair']
     assert fair['widened'] >= 500
-    for name in SURE: assert fair['widened_coverage'][name] >= .95, name
+    for name in NAMES: assert fair['widened_coverage'][name] >= .95, name
     assert fair['naive_where_widened']['ips'] < .93
 
 def test_a_neighbour_is_told_apart_by_the_paired_difference(told):
