@@ -131,6 +131,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'telemetry_loop.baselines.some_people': ( 'baselines.html#some_people',
                                                                                     'telemetry_loop/baselines.py'),
                                           'telemetry_loop.baselines.tie_break': ('baselines.html#tie_break', 'telemetry_loop/baselines.py'),
+                                          'telemetry_loop.baselines.to_read': ('baselines.html#to_read', 'telemetry_loop/baselines.py'),
                                           'telemetry_loop.baselines.together': ('baselines.html#together', 'telemetry_loop/baselines.py'),
                                           'telemetry_loop.baselines.tuned': ('baselines.html#tuned', 'telemetry_loop/baselines.py')},
             'telemetry_loop.behaviour': { 'telemetry_loop.behaviour.BotsConfig': ( 'behaviour.html#botsconfig',

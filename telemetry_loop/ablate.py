@@ -62,7 +62,7 @@ def over_seeds(
     user:np.ndarray,   # (n,) who was asked
     level:float=.95,   # of the interval
 )->Estimate:           # variance: between users of the mean over seeds (clustered), plus between seeds of the mean over questions
-    "The mean over seeds and questions; its interval knows both people and seeds."
+    "The mean over seeds and questions; its interval knows both people and seeds, by Student's t with Satterthwaite's (1946) degrees of freedom."
     x = np.asarray(x, float)
     if not x.size: return Estimate(None, None, None, 0)
     people, seeds = standard_error(x.mean(0), user)**2, x.mean(1).var(ddof=1)/len(x)
@@ -99,7 +99,10 @@ def dealt(task:Task, seed)->Task: # seed: of the deal
     return replace(task, category=np.random.default_rng(seed).permutation(task.category))
 
 def gains(
-    task:Task, cfg:TrainConfig, seed:int, threads:int,
+    task:Task,            # see `some_of`
+    cfg:TrainConfig,      # how to learn
+    seed:int,             # of weights, dropout and order
+    threads:int,          # for torch
     keep:Path|None=None,  # folder of earlier answers on the same task; None: learn anew
     known:tuple|None=None, # the baselines of the task, see `learn`
 )->np.ndarray:            # (n,) NDCG@10 of each test question
@@ -119,8 +122,9 @@ def ablate(
     name:str,              # of the variant
     task:Task,             # see `some_of`
     whole:TrainConfig,     # the whole model
-    cfg:AblateConfig,
-    seeds:list, threads:int,
+    cfg:AblateConfig,      # the table of parts and what counts as nothing
+    seeds:list,            # each model is learned once with each; at least 2
+    threads:int,           # for torch
     keep:Path|None=None,   # see `gains`
     bare:Task|None=None,   # the same people and questions as the model without the part reads them; None: as the whole does
 )->dict:                   # plain values

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRIDS', 'some_people', 'popularity', 'MostPopular', 'together', 'keep_largest', 'tie_break', 'recent', 'rows_of',
-           'ItemKNN', 'EASE', 'GapMarkov', 'tuned']
+           'to_read', 'ItemKNN', 'EASE', 'GapMarkov', 'tuned']
 
 # %% ../nbs/31_baselines.ipynb #8b6bddfc
 import numpy as np
@@ -79,6 +79,10 @@ def rows_of(i:np.ndarray, item:np.ndarray, w:np.ndarray, shape:tuple)->sparse.cs
     "The same as a matrix, one row a history; without the detours of scipy's own constructor, which one question alone would wait for."
     return sparse.csr_matrix((w.astype(np.float32), item, np.searchsorted(i, np.arange(shape[0] + 1))), shape=shape)
 
+def to_read(m:sparse.csr_matrix)->np.ndarray|sparse.csr_matrix: # (n_items, n_items)
+    "Whole rows where they take at most 64 MB, or no more than the entries: they add up to the same scores, up to ten times as fast."
+    return m.toarray() if max(m.shape) <= 4096 or 5*m.nnz > m.shape[0]*m.shape[1] else m
+
 # %% ../nbs/31_baselines.ipynb #4310c3ac
 class ItemKNN:
     "What goes together, whatever the order (Sarwar et al. 2001)."
@@ -130,14 +134,14 @@ class EASE:
         inverse = np.tril(inverse) + np.tril(inverse, -1).T
         self.weight = inverse/-np.diag(inverse)
         self.weight[np.diag_indices(n_items)] = 0
-        self.rest = tie_break(self.counts)
+        self._table, self.rest = self.weight, tie_break(self.counts)
         return self
     def score(self, histories:np.ndarray)->np.ndarray: # (n, l) indices padded left with -1 -> (n, n_items)
         "What the whole history stands in for."
         i, item, w = recent(histories, np.shape(histories)[1], lambda gap: np.ones(len(gap)))
         seen = rows_of(i, item, w, (len(histories), len(self.rest))); seen.sum_duplicates()
         seen.data[:] = 1
-        found = seen @ self.weight
+        found = seen @ self._table
         return (found.toarray() if sparse.issparse(found) else found) + self.rest
     def lean(self, keep:int=300): # weights an item keeps, the largest either way
         "The same model in little memory, for a bundle."
@@ -146,7 +150,7 @@ class EASE:
         return small._from(np.take_along_axis(self.weight, near, 1).ravel(), near.ravel(), np.arange(0, near.size + 1, keep), self.counts)
     def _from(self, data, indices, indptr, counts):
         self.weight = sparse.csr_matrix((data, indices, indptr), shape=(len(counts), len(counts)))
-        self.counts, self.rest = counts, tie_break(counts)
+        self._table, self.counts, self.rest = to_read(self.weight), counts, tie_break(counts)
         return self
     @classmethod
     def of(cls, data, indices, indptr, counts): # parts of `weight`; interactions per item
@@ -183,8 +187,7 @@ class GapMarkov:
         self.follows = (scale(row, self.power) @ follows @ scale(column, self.rare)).astype(np.float32).tocsr()
         return self._known(counts)
     def _known(self, counts):
-        self._table = self.follows.toarray() if 5*self.follows.nnz > len(counts)**2 else self.follows # whole rows are as small, and ten times as fast, where a fifth of all pairs occur
-        self.counts, self.rest, self.share = counts, tie_break(counts), ((counts + .5)/(counts + .5).sum()).astype(np.float32)
+        self._table, self.counts, self.rest, self.share = to_read(self.follows), counts, tie_break(counts), ((counts + .5)/(counts + .5).sum()).astype(np.float32)
         return self
     @classmethod
     def of(cls, data, indices, indptr, counts, *settings): # parts of `follows`; interactions per item; decay, gaps, power, fresh, rare

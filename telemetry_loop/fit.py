@@ -51,7 +51,7 @@ class TrainConfig:
     def shape(self)->Shape:
         "The network's part of it."
         return Shape(self.dim, self.blocks, self.heads, self.length, self.dropout, tuple(self.inputs))
-    def memory(self, n_items:int)->float:
+    def memory(self, n_items:int)->float: # size of the catalogue -> GB
         "About how much fitting takes, in GB: weights with gradient, two moments and two averages; one batch of activations; slices of scores."
         weights = n_items*self.dim + self.blocks*11*self.dim**2 + self.length*self.dim
         acts = self.batch*(self.length + 1)*(self.blocks*(20*self.dim + ('time' in self.inputs)*3*self.heads*(self.length + 1)) + 2*self.dim)
@@ -260,7 +260,7 @@ class AdamW:
     def state_dict(self)->dict:
         "What a checkpoint holds of it."
         return dict(state=self.state)
-    def load_state_dict(self, state:dict):
+    def load_state_dict(self, state:dict): # what `state_dict` gave
         "Go on from there."
         for mine, theirs in zip(self.state, state['state']):
             for name, values in mine.items():
@@ -324,7 +324,7 @@ class Learner:
     def state(self)->dict:
         "All that decides what comes next."
         return dict(model=self.model.state_dict(), mean=self.mean, optimisers=[o.state_dict() for o in self.optimisers], steps=self.steps, torch=torch.get_rng_state(), numpy=json.dumps(self.rng.bit_generator.state))
-    def resume(self, state:dict):
+    def resume(self, state:dict): # what `state` gave
         "Go on from `state`."
         self.model.load_state_dict(state['model']); self.mean, self.steps = state['mean'], state['steps']
         for o, s in zip(self.optimisers, state['optimisers']): o.load_state_dict(s)
@@ -334,13 +334,13 @@ class Learner:
 @dataclass(frozen=True)
 class Fitted:
     "A trained network and how it got there."
-    model: SequenceModel
+    model: SequenceModel # with the weights validation liked best
     epochs: int   # passes behind the kept weights
     valid: list   # validation NDCG@10 after each pass
     loss: list    # mean nats per item of each pass
 
 def network_state(
-    model:SequenceModel,
+    model:SequenceModel,           # as `Fitted.model`
     histories:np.ndarray,          # (n, l) item indices or acts, -1 skipped
     now:np.ndarray|None=None,      # (n,) seconds since 1970, when it is asked; None: not known
     objective:str='satisfaction',  # or engagement

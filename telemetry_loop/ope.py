@@ -34,7 +34,7 @@ def _numbers(name, x):
     if (bad := int((~np.isfinite(x)).sum())): raise TelemetryError(f'{name} has {bad} values that are missing or no finite numbers; every row needs one; drop or repair those rows')
     return x
 
-def checked_log(reward, propensity, target_prob, q_logged=None, v_target=None, cluster=None, reward_range=None)->Log:
+def checked_log(reward, propensity, target_prob, q_logged=None, v_target=None, cluster=None, reward_range=None)->Log: # as `evaluate` takes them
     "The arrays as a `Log`, or a `TelemetryError` with count, rule and remedy."
     arrays = dict(reward=reward, propensity=propensity, target_prob=target_prob, q_logged=q_logged, v_target=v_target)
     arrays = {k: None if v is None else _numbers(k, v) for k,v in arrays.items()}

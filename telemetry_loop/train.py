@@ -24,7 +24,7 @@ from .recommender import Blend, Recommender, blend_weights, mixed
 import torch
 
 # %% ../nbs/37_train.ipynb #683cc10c
-def some_of(valid:Targets, cfg:TrainConfig, seed:int)->Targets:
+def some_of(valid:Targets, cfg:TrainConfig, seed:int)->Targets: # seed: of the draw
     "As many of the validation questions as choose settings."
     return valid if len(valid) <= cfg.valid_rows else valid.take(np.sort(np.random.default_rng(seed).choice(len(valid), cfg.valid_rows, replace=False)))
 
@@ -41,7 +41,8 @@ def learn(
     n_items:int,          # size of the catalogue
     category:np.ndarray,  # (n_items,) int
     cfg:TrainConfig,      # how to learn
-    seed:int, threads:int,
+    seed:int,             # of weights, dropout, order, and of the questions that choose
+    threads:int,          # for torch; part of what makes the bytes
     valid:Targets,        # chooses passes, settings and blend; may be empty
     epochs:int|None=None, # passes at most, instead of the config's
     keep:Path|None=None,  # folder of checkpoints
@@ -61,7 +62,7 @@ def learn(
 # %% ../nbs/37_train.ipynb #03d9984e
 def refit(
     sequences,            # with what validation held back
-    n_items:int, category:np.ndarray, cfg:TrainConfig, seed:int, threads:int,
+    n_items:int, category:np.ndarray, cfg:TrainConfig, seed:int, threads:int, # as `learn` takes them
     fitted:Fitted,        # says how many passes
     chosen:dict,          # says how to count and blend
     keep:Path|None=None,  # folder of checkpoints

@@ -1,7 +1,8 @@
 "The simple models: known answers, padding, order, empty input."
 import numpy as np
+from scipy import sparse
 import pytest
-from telemetry_loop.baselines import GapMarkov, ItemKNN, MostPopular
+from telemetry_loop.baselines import EASE, GapMarkov, ItemKNN, MostPopular, to_read
 
 MODELS = (MostPopular, ItemKNN, GapMarkov)
 people = [np.array([0, 1, 2, 3]), np.array([1, 2, 4]), np.array([2, 0]), np.array([2])]
@@ -44,3 +45,14 @@ def test_padding_and_batch_do_not_matter(model):
 def test_nothing_to_learn_from(model):
     assert np.isfinite(model().fit([], 3).score(np.array([[-1, 0]]))).all()
     assert model().fit(people, 7).score(np.zeros((0, 5), int)).shape == (0, 7)
+
+def test_whole_rows_and_entries_add_up_to_the_same_bytes():
+    rng = np.random.default_rng(5)
+    many = [rng.integers(0, 300, rng.integers(2, 40)) for _ in range(400)]
+    ask = np.full((50, 40), -1)
+    for row, s in zip(ask, many): row[-len(s):] = s
+    for model in (EASE(50.).fit(many, 300).lean(60), GapMarkov().fit(many, 300)):
+        assert isinstance(model._table, np.ndarray)
+        whole, model._table = model.score(ask), sparse.csr_matrix(model._table)
+        assert np.array_equal(whole, model.score(ask))
+    assert sparse.issparse(to_read(sparse.random(5000, 5000, .001, 'csr'))) and sparse.issparse(to_read(sparse.csr_matrix((5000, 5000))))
