@@ -769,6 +769,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'telemetry_loop.metrics.beyond_precision': ( 'metrics.html#beyond_precision',
                                                                                      'telemetry_loop/metrics.py'),
                                         'telemetry_loop.metrics.by_group': ('metrics.html#by_group', 'telemetry_loop/metrics.py'),
+                                        'telemetry_loop.metrics.catalogue_use': ('metrics.html#catalogue_use', 'telemetry_loop/metrics.py'),
                                         'telemetry_loop.metrics.cold': ('metrics.html#cold', 'telemetry_loop/metrics.py'),
                                         'telemetry_loop.metrics.concentration': ('metrics.html#concentration', 'telemetry_loop/metrics.py'),
                                         'telemetry_loop.metrics.coverage': ('metrics.html#coverage', 'telemetry_loop/metrics.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['rank_of_target', 'ndcg', 'recall', 'mrr', 'summarise', 'paired', 'top_k', 'coverage', 'gini', 'concentration',
-           'novelty', 'diversity', 'popularity_lift', 'miscalibration', 'beyond_precision', 'by_group', 'Parity',
-           'parity', 'exposure', 'noisy', 'thinned', 'cold', 'attacked', 'degradation']
+           'catalogue_use', 'novelty', 'diversity', 'popularity_lift', 'miscalibration', 'beyond_precision', 'by_group',
+           'Parity', 'parity', 'exposure', 'noisy', 'thinned', 'cold', 'attacked', 'degradation']
 
 # %% ../nbs/30_metrics.ipynb #df503453
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import math
 import numpy as np
 from scipy import sparse
 from .config import TelemetryError
-from .estimate import Estimate, mean, standard_error
+from .estimate import Estimate, mean, standard_error, wald
 
 # %% ../nbs/30_metrics.ipynb #32c6cd33
 def _comparable(scores)->np.ndarray:
@@ -123,6 +123,24 @@ def concentration(lists:np.ndarray, n_items:int)->float: # lists: (n, k) item in
     "Gini index of what the lists show."
     return gini(np.asarray(_counts(lists, n_items).sum(0)).ravel())
 
+# %% ../nbs/30_metrics.ipynb #294cbcf7
+def catalogue_use(
+    lists:np.ndarray, # (n, k) item indices, -1 no item
+    n_items:int,      # size of the catalogue
+    user:np.ndarray,  # (n,) whose list it is
+)->dict:              # coverage and concentration, each an Estimate; no interval below two people
+    "Coverage and concentration, and how far equally many other people would move them."
+    user = np.unique(user, return_inverse=True)[1]
+    if not len(user): return {name: Estimate(None, None, None, 0) for name in ('coverage', 'concentration')}
+    people, counts = int(user.max()) + 1, _counts(lists, n_items)
+    mine = sparse.csr_matrix((np.ones(len(user)), (user, np.arange(len(user)))), shape=(people, len(user))) @ counts # (people, N)
+    shown, once = np.asarray(mine.sum(0)).ravel(), (mine > 0).astype(float)
+    lost = once @ (np.asarray(once.sum(0)).ravel() == 1)/n_items       # what coverage would be less without this person
+    _, place, ties = np.unique(shown, return_inverse=True, return_counts=True)
+    with np.errstate(invalid='ignore', divide='ignore'): slope = ((2*(ties.cumsum() - ties + 1)[place] - n_items - 1)/(n_items - 1) - gini(shown))/shown.sum() # of the Gini index in what each item is shown; shown once less, it is the first of its equals
+    found = {'coverage': wald(float((shown > 0).mean()), standard_error((people - 1)*lost), len(user)), 'concentration': wald(gini(shown), standard_error((people - 1)*(mine @ slope)), len(user))}
+    return {name: e if e.ci_lower is None else Estimate(e.value, max(e.ci_lower, 0.), min(e.ci_upper, 1.), e.n) for name, e in found.items()}
+
 # %% ../nbs/30_metrics.ipynb #f2fdae6e
 def _average(lists, worth:np.ndarray)->np.ndarray: # worth: (N,) or (N, c) -> (n,) or (n, c), NaN for a list without items
     "The mean worth of the items of each list."
@@ -199,7 +217,7 @@ def beyond_precision(
     if not len(lists) == len(histories) == len(user): raise TelemetryError(f'{len(lists)} lists, {len(histories)} histories and {len(user)} users; each list needs one of both; give the same rows')
     each = {'novelty': novelty(lists, popularity), 'diversity': diversity(lists, categories if vectors is None else vectors),
             'popularity_lift': popularity_lift(lists, histories, popularity), 'miscalibration': miscalibration(lists, histories, categories)}
-    whole = {name: Estimate(measure(lists, len(popularity)) if len(lists) else None, None, None, len(lists)) for name, measure in (('coverage', coverage), ('concentration', concentration))}
+    whole = catalogue_use(lists, len(popularity), user)
     known = {name: ~np.isnan(x) for name, x in each.items()}
     return {f'{name}@{lists.shape[1]}': e for name, e in (whole | {name: mean(x[known[name]], user[known[name]]) for name, x in each.items()}).items()}
 

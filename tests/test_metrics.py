@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from telemetry_loop.config import TelemetryError
 from telemetry_loop.estimate import mean
-from telemetry_loop.metrics import (attacked, beyond_precision, by_group, cold, concentration, coverage, degradation, diversity, exposure, miscalibration,
+from telemetry_loop.metrics import (attacked, beyond_precision, by_group, catalogue_use, cold, concentration, coverage, degradation, diversity, exposure, miscalibration,
     mrr, ndcg, noisy, novelty, paired, parity, popularity_lift, rank_of_target, recall, summarise, thinned, top_k)
 
 NONE = np.full((1, 1), -1)
@@ -119,12 +119,24 @@ def test_ranges_and_order_and_names_do_not_matter(lists, histories, seen, order,
     renamed = [np.where(x >= 0, back[x], -1) for x in (lists[:, list(order)], histories)]   # item i is called back[i] now
     for x, y in zip(found, all_of(*renamed, seen[name], of[name])): np.testing.assert_allclose(x, y, atol=1e-9)
 
+def test_coverage_and_concentration_without_each_person():
+    rng, n = np.random.default_rng(8), 60
+    user, lists = np.repeat(np.arange(40), 2), np.argsort(np.log(np.arange(1, n + 1)) - rng.gumbel(size=(80, n)), 1)[:, :5]
+    lists[3, 2:] = -1
+    found = catalogue_use(lists, n, user)
+    for name, measure in (('coverage', coverage), ('concentration', concentration)):
+        less = np.array([measure(lists[user != u], n) for u in range(40)])
+        jackknife = np.sqrt(39/40*((less - less.mean())**2).sum())
+        assert found[name].value == measure(lists, n) and np.isclose((found[name].value - found[name].ci_lower)/1.959964, jackknife, rtol=.02 if name == 'concentration' else 1e-6), name
+    assert all(e.ci_lower is None for e in catalogue_use(lists[:2], n, user[:2]).values())  # one person
+
 def test_report_of_lists_leaves_out_what_says_nothing():
     lists, history = np.array([[0, 1], [0, 1], [2, -1], [-1, -1]]), np.array([[0], [1], [-1], [2]])
     found = beyond_precision(lists, history, np.array([7, 7, 8, 9]), np.array([2, 1, 1]), np.array(['a', 'b', 'b']))
     assert list(found) == [f'{m}@2' for m in ('coverage', 'concentration', 'novelty', 'diversity', 'popularity_lift', 'miscalibration')]
     assert {m: e.n for m, e in found.items()} == {'coverage@2': 4, 'concentration@2': 4, 'novelty@2': 3, 'diversity@2': 2, 'popularity_lift@2': 2, 'miscalibration@2': 2}
-    assert found['novelty@2'] == mean([1.5, 1.5, 2], [7, 7, 8]) != mean([1.5, 1.5, 2]) and found['popularity_lift@2'].value == np.mean([.75, 1.5]) and found['coverage@2'].ci_lower is None
+    assert found['novelty@2'] == mean([1.5, 1.5, 2], [7, 7, 8]) != mean([1.5, 1.5, 2]) and found['popularity_lift@2'].value == np.mean([.75, 1.5])
+    assert found['coverage@2'].value == 1 and found['coverage@2'].ci_lower < 1 == found['coverage@2'].ci_upper
     empty = beyond_precision(lists[:0], history[:0], [], np.ones(3), ['a', 'b', 'b'])
     assert all(e.value is None for e in empty.values())
 
