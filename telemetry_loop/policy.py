@@ -268,13 +268,13 @@ def replay(
     decisions:pd.DataFrame,  # logged decisions with propensities, one row each
     contexts:Contexts,       # the same decisions as the policy sees them, same order
 )->tuple:                    # rows (decision, position), candidates (decision, position, candidate)
-    "Target probabilities of what was shown, and of everything that could have been; `who`: refused, or how much is known: strangers, newcomers, regulars (20 acts)."
+    "Target probabilities of what was shown, and of everything that could have been; `who`: without consent, or how much is known: strangers, newcomers, regulars (20 acts)."
     k, there = policy.cfg.slate, contexts.candidates != ''
     c = policy.choice(contexts)
     place = position_marginals(c, k)                                                   # (n, m, k)
     score = np.where(there, np.log(np.where(there, np.maximum(c.weights, 1e-300), 1)), 0.)
     logpop, known = np.log1p(contexts.popularity), (contexts.history != '').sum(1)
-    group = np.where(contexts.personalise, np.array(['strangers', 'newcomers', 'regulars'])[(known > 0).astype(int) + (known >= 20)], 'refused')
+    group = np.where(contexts.personalise, np.array(['strangers', 'newcomers', 'regulars'])[(known > 0).astype(int) + (known >= 20)], 'without consent')
     n, j = np.repeat(np.arange(len(decisions)), decisions['slate'].str.len()), np.concatenate([np.arange(len(s)) for s in decisions['slate']]) if len(decisions) else np.array([], int)
     flat = lambda name: np.concatenate(decisions[name].to_list()) if len(decisions) else np.array([])
     item = flat('slate')

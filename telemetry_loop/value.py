@@ -20,7 +20,7 @@ def would_help(ope:dict, estimator:str='dr')->str: # ope: metrics/ope.json; esti
 def answer(ope:dict, estimator:str='dr')->str: # as `would_help` -> Markdown
     "The first line of the report."
     found, gain, all_ = would_help(ope, estimator), ope['gain'][estimator], ope['gain_relative']
-    if found == 'cannot tell': return f'**This log cannot tell.** {(k := len({r.partition(":")[0] for r in ope["support"]["reasons"]}))} check{"s say" if k > 1 else " says"} no, so no gain is reported; below is why, and what would change it.'
+    if found == 'cannot tell': return f'**This log cannot tell.** {(k := len({r.partition(":")[0] for r in ope["support"]["reasons"]}))} check{"s object" if k > 1 else " objects"}, so no gain is reported; below is why, and what would change it.'
     size = f'{gain["value"]:+.3f} reward per decision ({gain["ci_lower"]:+.3f} to {gain["ci_upper"]:+.3f})' + (f', {all_["value"]:+.0%} on what was earned' if all_['value'] is not None else '')
     sure = 'The log overlaps well with the new policy' if ope['support']['verdict'] == 'trust' else 'The log overlaps only just with the new policy, so the intervals are longer'
     return {'yes': '**Yes, it would help', 'no': '**No, it would harm', 'not clear': '**No difference can be told'}[found] + f': {size}.** {sure}.'
@@ -51,7 +51,7 @@ def plot_weights(
     if not len(w) or not w.sum(): [ax.text(.5, .5, 'no weights', transform=ax.transAxes, ha='center') for ax in (left, right)]; return left, right
     low = max(w[w > 0].min(), 1e-4)
     sns.histplot(x=np.clip(w, low, None), bins=np.geomspace(low, max(w.max(), 2*low), 50), color='#1f5fa8', ax=left); left.set_xscale('log')
-    left.xaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 3), numticks=8)); left.xaxis.set_major_formatter(plt.matplotlib.ticker.FormatStrFormatter('%g')); left.xaxis.set_minor_formatter(plt.matplotlib.ticker.NullFormatter())
+    left.xaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 3) if w.max() < 1000*low else (1,), numticks=8)); left.xaxis.set_major_formatter(plt.matplotlib.ticker.FormatStrFormatter('%g')); left.xaxis.set_minor_formatter(plt.matplotlib.ticker.NullFormatter())
     left.axvline(1, color='black', lw=1); left.set(xlabel='weight of a slot', ylabel='slots')
     share = np.cumsum(np.sort(w)[::-1])/w.sum()
     right.plot(np.arange(1, len(w) + 1)/len(w), share, color='#1f5fa8', lw=2); right.plot([0, 1], [0, 1], color='black', lw=1)

@@ -227,7 +227,7 @@ def test_rows_of_the_tiny_world_are_entries_of_their_candidates(tiny_run):
     flat = log[['decision_id', 'slate', 'position_propensities', 'reward']].explode(['slate', 'position_propensities', 'reward'])
     told = rows.merge(flat, left_on=['decision_id', 'item_id'], right_on=['decision_id', 'slate'])
     assert len(told) == len(rows) and (told['propensity'] == told['position_propensities']).all() and (told['reward_x'] == told['reward_y']).all()
-    assert set(rows['who']) <= {'refused', 'strangers', 'newcomers', 'regulars'} and len(set(rows['who'])) > 2 and (rows.groupby('decision_id')['who'].nunique() == 1).all()
+    assert set(rows['who']) <= {'without consent', 'strangers', 'newcomers', 'regulars'} and len(set(rows['who'])) > 2 and (rows.groupby('decision_id')['who'].nunique() == 1).all()
     offered = dict(zip(log['decision_id'], log['candidates']))
     assert all(set(c) == set(offered[d]) for d, c in candidates[candidates['position'] == 0].groupby('decision_id')['item_id'])
 
@@ -347,7 +347,7 @@ def test_who_refused_gets_the_popular_choice_in_replay_too(tiny, tiny_run):
     same = np.isclose(both['target_prob'], both['target_prob_plain'], rtol=1e-9)
     assert len(both) == len(rows) and same[~personal].all() and same[personal].mean() < .05
     refused = both['decision_id'].isin(d['decision_id'][~c.personalise & (c.history != '').any(1)]).to_numpy()
-    assert ((both['who'] == 'refused') | (both['who'] == 'strangers')).tolist() == (~personal).tolist()
+    assert ((both['who'] == 'without consent') | (both['who'] == 'strangers')).tolist() == (~personal).tolist()
     assert refused.sum() > 30 and same[refused].all()                                     # although something is known of them
 
 def test_the_bundle_decides_as_it_is_replayed(tiny, tiny_run):

@@ -24,7 +24,7 @@ def test_each_log_gets_the_answer_it_deserves(logs):
 
 def test_a_log_without_propensities_claims_nothing(logs):
     empty, _ = evidence(logs[1][:0], logs[2][:0], CFG, DEFAULT_LIMITS, 7)
-    assert answer(empty).startswith('**This log cannot tell.** 1 check says no') and set(checks(empty, DEFAULT_LIMITS).found) == {'0', '-'}
+    assert answer(empty).startswith('**This log cannot tell.** 1 check objects') and set(checks(empty, DEFAULT_LIMITS).found) == {'0', '-'}
 
 def test_an_estimator_that_disagrees_is_named(logs):
     odd = logs[0]['better'] | {'gain': logs[0]['better']['gain'] | {'clipped': dict(value=9., ci_lower=8., ci_upper=10., n=9)}}

@@ -167,7 +167,7 @@ def ranking(seed:int)->dict:
 def spending(policy, advice=None, share:float=.05):
     "The policy with a share of its slots spent anew: evenly, or as the advice says; what is drawn from, and so every propensity, is the mixture. The share is kept over all decisions together."
     mixed, spent = copy.copy(policy), np.zeros(2)                                                          # spent, decisions
-    group = lambda c: np.where(c.personalise, np.array(['strangers', 'newcomers', 'regulars'])[((known := (c.history != '').sum(1)) > 0).astype(int) + (known >= 20)], 'refused') # as `replay` tells them apart
+    group = lambda c: np.where(c.personalise, np.array(['strangers', 'newcomers', 'regulars'])[((known := (c.history != '').sum(1)) > 0).astype(int) + (known >= 20)], 'without consent') # as `replay` tells them apart
     def choice(contexts, explore:bool=True):
         plain = policy.choice(contexts, explore); n, m = plain.weights.shape
         if advice is None: extra = share*plain.offered/np.maximum(1, plain.offered.sum(1, keepdims=True))
