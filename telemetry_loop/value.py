@@ -51,7 +51,7 @@ def plot_weights(
     if not len(w) or not w.sum(): [ax.text(.5, .5, 'no weights', transform=ax.transAxes, ha='center') for ax in (left, right)]; return left, right
     low = max(w[w > 0].min(), 1e-4)
     sns.histplot(x=np.clip(w, low, None), bins=np.geomspace(low, max(w.max(), 2*low), 50), color='#1f5fa8', ax=left); left.set_xscale('log')
-    left.xaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 3) if w.max() < 1000*low else (1,), numticks=8)); left.xaxis.set_major_formatter(plt.matplotlib.ticker.FormatStrFormatter('%g')); left.xaxis.set_minor_formatter(plt.matplotlib.ticker.NullFormatter())
+    left.xaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(**dict(subs=(1, 3), numticks=8) if w.max() < 1000*low else dict(numticks=5))); left.xaxis.set_major_formatter(plt.matplotlib.ticker.FormatStrFormatter('%g')); left.xaxis.set_minor_formatter(plt.matplotlib.ticker.NullFormatter())
     left.axvline(1, color='black', lw=1); left.set(xlabel='weight of a slot', ylabel='slots')
     share = np.cumsum(np.sort(w)[::-1])/w.sum()
     right.plot(np.arange(1, len(w) + 1)/len(w), share, color='#1f5fa8', lw=2); right.plot([0, 1], [0, 1], color='black', lw=1)
