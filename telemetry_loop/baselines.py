@@ -4,24 +4,26 @@
 
 # %% auto #0
 __all__ = ['GRIDS', 'some_people', 'popularity', 'MostPopular', 'together', 'keep_largest', 'tie_break', 'recent', 'rows_of',
-           'to_read', 'ItemKNN', 'EASE', 'GapMarkov', 'tuned']
+           'to_read', 'added_up', 'ItemKNN', 'EASE', 'GapMarkov', 'tuned']
 
 # %% ../nbs/31_baselines.ipynb #8b6bddfc
 import numpy as np
-from scipy import sparse
+from itertools import repeat
+import scipy # its parts load when first asked for: who only loads a model waits for none of them
 from .config import TelemetryError
 
 # %% ../nbs/31_baselines.ipynb #b68d21be
 def some_people(
     sequences,       # arrays, one person each; a list or anything that behaves like one
     most:int=2**20,  # items held at once, or one person's
-):                   # iterator of (int64 items, (m,) how many are whose)
+    dtype=np.int64,  # of what the arrays hold
+):                   # iterator of (items, (m,) how many are whose)
     "People a few at a time, so that what is counted need not fit in memory."
     held, size = [], 0
     for s in sequences:
         if held and size + len(s) > most: yield np.concatenate(held), np.array([len(h) for h in held]); held, size = [], 0
-        held.append(np.asarray(s, np.int64)); size += len(s)
-    yield np.concatenate(held or [np.zeros(0, np.int64)]), np.array([len(h) for h in held], int)
+        held.append(np.asarray(s, dtype)); size += len(s)
+    yield np.concatenate(held or [np.zeros(0, dtype)]), np.array([len(h) for h in held], int)
 
 def popularity(
     sequences:list, # int arrays, one person each
@@ -46,22 +48,22 @@ class MostPopular:
         return np.tile(self.order, (len(histories), 1))
 
 # %% ../nbs/31_baselines.ipynb #cc20701a
-def together(sequences, n_items:int)->sparse.csr_matrix: # int arrays, one person each; size of the catalogue -> (n_items, n_items)
+def together(sequences, n_items:int)->'scipy.sparse.csr_matrix': # int arrays, one person each; size of the catalogue -> (n_items, n_items)
     "How many people chose both items; on the diagonal, how many chose one."
-    found = sparse.csr_matrix((n_items, n_items))
+    found = scipy.sparse.csr_matrix((n_items, n_items))
     for flat, size in some_people(sequences):
-        x = sparse.csr_matrix((np.ones(len(flat)), (np.repeat(np.arange(len(size)), size), flat)), shape=(len(size), n_items))
+        x = scipy.sparse.csr_matrix((np.ones(len(flat)), (np.repeat(np.arange(len(size)), size), flat)), shape=(len(size), n_items))
         x.data[:] = 1.                                                       # a repeat is one choice
         found = found + x.T @ x
     return found.tocsr()
 
-def keep_largest(m:sparse.csr_matrix, k:int)->sparse.csr_matrix: # k: entries a row keeps
+def keep_largest(m:'scipy.sparse.csr_matrix', k:int)->'scipy.sparse.csr_matrix': # k: entries a row keeps
     "The k largest entries of each row, the first ones where equal."
     row = np.repeat(np.arange(m.shape[0]), np.diff(m.indptr))
     order = np.lexsort((m.indices, -m.data, row))
     place = np.arange(m.nnz) - np.repeat(m.indptr[:-1], np.diff(m.indptr))   # of the ordered entries within their row
     kept = order[place < k]
-    return sparse.csr_matrix((m.data[kept], (row[kept], m.indices[kept])), shape=m.shape)
+    return scipy.sparse.csr_matrix((m.data[kept], (row[kept], m.indices[kept])), shape=m.shape)
 
 # %% ../nbs/31_baselines.ipynb #3de3c8e8
 def tie_break(counts:np.ndarray)->np.ndarray: # (n_items,) interactions per item
@@ -75,13 +77,24 @@ def recent(histories:np.ndarray, last:int, weight)->tuple: # weight(gap) with ga
     i, j = np.nonzero((h >= 0) & (gap <= last))
     return i, h[i, j], weight(gap[i, j])
 
-def rows_of(i:np.ndarray, item:np.ndarray, w:np.ndarray, shape:tuple)->sparse.csr_matrix: # what `recent` gives; (n, n_items)
+def rows_of(i:np.ndarray, item:np.ndarray, w:np.ndarray, shape:tuple)->'scipy.sparse.csr_matrix': # what `recent` gives; (n, n_items)
     "The same as a matrix, one row a history; without the detours of scipy's own constructor, which one question alone would wait for."
-    return sparse.csr_matrix((w.astype(np.float32), item, np.searchsorted(i, np.arange(shape[0] + 1))), shape=shape)
+    return scipy.sparse.csr_matrix((w.astype(np.float32), item, np.searchsorted(i, np.arange(shape[0] + 1))), shape=shape)
 
-def to_read(m:sparse.csr_matrix)->np.ndarray|sparse.csr_matrix: # (n_items, n_items)
+def to_read(data:np.ndarray, indices:np.ndarray, indptr:np.ndarray): # entries of an (n_items, n_items) matrix, row by row -> array, or scipy's matrix
     "Whole rows where they take at most 64 MB, or no more than the entries: they add up to the same scores, up to ten times as fast."
-    return m.toarray() if max(m.shape) <= 4096 or 5*m.nnz > m.shape[0]*m.shape[1] else m
+    n = len(indptr) - 1
+    if n > 4096 and 5*len(data) <= n*n: return scipy.sparse.csr_matrix((data, indices, indptr), shape=(n, n))
+    whole = np.zeros((n, n), np.float32)
+    whole[np.repeat(np.arange(n), np.diff(indptr)), indices] = data
+    return whole
+
+def added_up(table, i:np.ndarray, item:np.ndarray, w:np.ndarray, rows:int)->np.ndarray: # what `to_read` gives; what `recent` gives; how many histories -> (rows, n_items)
+    "For each history the sum of its items' rows, each times its weight."
+    if not isinstance(table, np.ndarray): return (rows_of(i, item, w, (rows, table.shape[0])) @ table).toarray()
+    import torch # here: `model` must load it first
+    start = np.searchsorted(i, np.arange(rows))
+    return torch.nn.functional.embedding_bag(*map(torch.from_numpy, (item, table, start)), mode='sum', per_sample_weights=torch.from_numpy(w.astype(np.float32))).numpy()
 
 # %% ../nbs/31_baselines.ipynb #4310c3ac
 class ItemKNN:
@@ -97,7 +110,7 @@ class ItemKNN:
     def fit_counts(self, counts:tuple): # what `count` gives
         "The same from what is counted already."
         both, each = counts
-        scale = sparse.diags(1/np.sqrt(np.maximum(both.diagonal(), 1)))
+        scale = scipy.sparse.diags(1/np.sqrt(np.maximum(both.diagonal(), 1)))
         near = (scale @ both @ scale).tocsr(); near.setdiag(0); near.eliminate_zeros()
         self.near, self.rest = keep_largest(near, self.neighbours), tie_break(each)
         return self
@@ -112,7 +125,8 @@ class EASE:
     def __init__(self,
         l2:float=200., # weight against large coefficients, in people
         most:int=20_000, # items of the largest catalogue it will take
-    ): self.l2, self.most = l2, most
+        fresh:float=1., # worth of one item further back in the history that is asked about; 1: as in the paper
+    ): self.l2, self.most, self.fresh = l2, most, fresh
     def count(self, sequences, n_items:int)->tuple: # as `ItemKNN.count`
         "What its settings do not change; a catalogue that would not fit is refused."
         if n_items > self.most: raise TelemetryError(f'EASE needs {8e-9*n_items**2:.1f} GB and {n_items**3/5e10:,.0f} CPU-seconds for {n_items:,} items; it takes at most {self.most:,}; leave it out or raise `most`')
@@ -134,28 +148,29 @@ class EASE:
         inverse = np.tril(inverse) + np.tril(inverse, -1).T
         self.weight = inverse/-np.diag(inverse)
         self.weight[np.diag_indices(n_items)] = 0
-        self._table, self.rest = self.weight, tie_break(self.counts)
+        self._table, self.rest = np.ascontiguousarray(self.weight), tie_break(self.counts)
         return self
-    def score(self, histories:np.ndarray)->np.ndarray: # (n, l) indices padded left with -1 -> (n, n_items)
-        "What the whole history stands in for."
-        i, item, w = recent(histories, np.shape(histories)[1], lambda gap: np.ones(len(gap)))
-        seen = rows_of(i, item, w, (len(histories), len(self.rest))); seen.sum_duplicates()
-        seen.data[:] = 1
-        found = seen @ self._table
-        return (found.toarray() if sparse.issparse(found) else found) + self.rest
-    def lean(self, keep:int=300): # weights an item keeps, the largest either way
-        "The same model in little memory, for a bundle."
-        small, keep = EASE(self.l2, self.most), min(keep, len(self.rest))
+    def evidence(self, histories:np.ndarray)->np.ndarray: # (n, l) indices padded left with -1 -> (n, n_items) float32
+        "What the whole history stands in for; zero where nothing in it says anything."
+        last, n = np.shape(histories)[1] if self.fresh == 1 else int(np.log(.02)/np.log(self.fresh)), len(self.rest) # what counts less than .02 is not read
+        i, item, w = recent(histories, last, lambda gap: self.fresh**(gap - 1))
+        one, which = np.unique(i*n + item, return_inverse=True)                  # a repeat is one choice
+        return added_up(self._table, one//n, one % n, np.minimum(np.bincount(which, w, len(one)), 1), len(histories))
+    def score(self, histories:np.ndarray)->np.ndarray: # as `evidence` -> (n, n_items)
+        "The same; popularity only where there is none."
+        return self.evidence(histories) + self.rest
+    def lean(self, keep:int=300, fresh:float=.9): # weights an item keeps, the largest either way; see above
+        "The same model in little memory, for a bundle; it listens more to what was chosen last."
+        small, keep = EASE(self.l2, self.most, fresh), min(keep, len(self.rest))
         near = np.sort(np.argpartition(-np.abs(self.weight), keep - 1, axis=1)[:, :keep], axis=1)
         return small._from(np.take_along_axis(self.weight, near, 1).ravel(), near.ravel(), np.arange(0, near.size + 1, keep), self.counts)
     def _from(self, data, indices, indptr, counts):
-        self.weight = sparse.csr_matrix((data, indices, indptr), shape=(len(counts), len(counts)))
-        self._table, self.counts, self.rest = to_read(self.weight), counts, tie_break(counts)
+        self.entries, self._table, self.counts, self.rest = (data, indices, indptr), to_read(data, indices, indptr), counts, tie_break(counts)
         return self
     @classmethod
-    def of(cls, data, indices, indptr, counts): # parts of `weight`; interactions per item
+    def of(cls, data, indices, indptr, counts, fresh): # parts of `entries`; interactions per item; see above
         "A fitted lean model from its parts."
-        return cls()._from(data, indices, indptr, counts)
+        return cls(fresh=float(fresh))._from(data, indices, indptr, counts)
 
 # %% ../nbs/31_baselines.ipynb #455ea71e
 class GapMarkov:
@@ -170,35 +185,41 @@ class GapMarkov:
     def fit(self, sequences, n_items:int): # int arrays, oldest first; size of the catalogue
         "Count transitions at every distance."
         return self.fit_counts(self.count(sequences, n_items))
-    def count(self, sequences, n_items:int)->tuple: # -> (n_items, n_items) discounted transitions, (n_items,) interactions
+    def count(self,
+        sequences,     # int arrays, oldest first
+        n_items:int,   # size of the catalogue
+        worth=None,    # float arrays like `sequences`: what each act counts; None: 1
+    )->tuple:          # (n_items, n_items) discounted transitions, (n_items,) interactions
         "What `power`, `fresh` and `rare` do not change."
-        follows = sparse.csr_matrix((n_items, n_items))
-        for flat, size in some_people(sequences):
+        follows, counts = scipy.sparse.csr_matrix((n_items, n_items)), np.zeros(n_items)
+        for (flat, size), (w, _) in zip(some_people(sequences), repeat((None, None)) if worth is None else some_people(worth, dtype=float)):
+            if w is None: w = np.ones(len(flat))
+            counts += np.bincount(flat, w, n_items)
             who = np.repeat(np.arange(len(size)), size)
             for gap in range(1, min(self.gaps, size.max(initial=1) - 1) + 1):
                 same = who[gap:] == who[:-gap]
-                follows = follows + sparse.csr_matrix((np.full(int(same.sum()), self.decay**gap), (flat[:-gap][same], flat[gap:][same])), shape=follows.shape)
-        return follows, popularity(sequences, n_items)
+                follows = follows + scipy.sparse.csr_matrix((self.decay**gap*w[gap:][same], (flat[:-gap][same], flat[gap:][same])), shape=follows.shape)
+        return follows, counts
     def fit_counts(self, counts:tuple): # what `count` gives
         "The same from what is counted already."
         follows, counts = counts
         row, column = [np.asarray(follows.sum(axis)).ravel() for axis in (1, 0)]
-        scale = lambda mass, power: sparse.diags(np.where(mass > 0, mass, 1.)**-power)
-        self.follows = (scale(row, self.power) @ follows @ scale(column, self.rare)).astype(np.float32).tocsr()
-        return self._known(counts)
-    def _known(self, counts):
-        self._table, self.counts, self.rest, self.share = to_read(self.follows), counts, tie_break(counts), ((counts + .5)/(counts + .5).sum()).astype(np.float32)
+        scale = lambda mass, power: scipy.sparse.diags(np.where(mass > 0, mass, 1.)**-power)
+        found = (scale(row, self.power) @ follows @ scale(column, self.rare)).astype(np.float32).tocsr()
+        return self._known((found.data, found.indices, found.indptr), counts)
+    def _known(self, entries, counts):
+        self.entries, self._table, self.counts, self.rest, self.share = entries, to_read(*entries), counts, tie_break(counts), ((counts + .5)/(counts + .5).sum()).astype(np.float32)
         return self
     @classmethod
     def of(cls, data, indices, indptr, counts, *settings): # parts of `follows`; interactions per item; decay, gaps, power, fresh, rare
         "A fitted chain from its parts."
-        chain = cls(*settings)
-        chain.follows = sparse.csr_matrix((data, indices, indptr), shape=(len(counts), len(counts)))
-        return chain._known(counts)
+        return cls(*settings)._known((data, indices, indptr), counts)
+    @property
+    def follows(self)->'scipy.sparse.csr_matrix': # (n_items, n_items)
+        "How much evidence each item is for each."
+        return scipy.sparse.csr_matrix(self.entries, shape=(len(self.counts), len(self.counts)))
     def _evidence(self, histories): # (n, n_items), zero where nothing newer was ever followed by the item
-        i, item, w = recent(histories, self.gaps, lambda gap: self.fresh**gap)
-        found = rows_of(i, item, w, (len(histories), len(self.rest))) @ self._table
-        return found.toarray() if sparse.issparse(found) else found
+        return added_up(self._table, *recent(histories, self.gaps, lambda gap: self.fresh**gap), len(histories))
     def score(self, histories:np.ndarray)->np.ndarray: # (n, l) indices padded left with -1 -> (n, n_items)
         "Discounted transitions from the newest items; popularity only where there are none."
         return self._evidence(histories) + self.rest

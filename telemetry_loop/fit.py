@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INPUTS', 'PARTS', 'TrainConfig', 'Targets', 'seconds', 'acts_of', 'targets_as_of', 'pad_left', 'asked',
-           'rank_targets', 'told_of', 'Sequences', 'windows', 'gathered', 'Spill', 'Questions', 'Positives',
-           'length_batches', 'rank', 'AdamW', 'Learner', 'Fitted', 'network_state', 'network_scores', 'fit']
+           'rank_targets', 'told_of', 'Sequences', 'windows', 'gathered', 'Spill', 'Questions', 'length_batches',
+           'rank', 'AdamW', 'Learner', 'Fitted', 'network_state', 'network_scores', 'fit']
 
 # %% ../nbs/33_fit.ipynb #ceb62695
 from dataclasses import dataclass, asdict
@@ -22,7 +22,7 @@ from torch import distributed
 from torch.optim.adamw import adamw
 
 # %% ../nbs/33_fit.ipynb #64685a4b
-INPUTS, PARTS = ('category', 'kind', 'dwell', 'time'), ('network', 'counts', 'linear')
+INPUTS, PARTS = ('category', 'kind', 'dwell', 'time'), ('network', 'counts', 'linear', 'age')
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -47,7 +47,7 @@ class TrainConfig:
     inputs: list[str]   # what the network is told of an act beside its item and place: category, kind, dwell, time
     others: list[str]   # kinds of acts it is told of beside the positive ones, which alone are counted and asked for
     rewards: dict[str, float] # what an act of each kind is worth; where kinds differ, a second head learns what is worth most
-    parts: list[str]    # what ranks: network, counts, linear
+    parts: list[str]    # what ranks: network, counts, linear; age: counts let what is old count less, where validation likes that
     def shape(self)->Shape:
         "The network's part of it."
         return Shape(self.dim, self.blocks, self.heads, self.length, self.dropout, tuple(self.inputs))
@@ -211,14 +211,6 @@ class Questions:
         return Targets(self.history.kept(), item, user, self.available, time, self.acts.kept())
 
 # %% ../nbs/33_fit.ipynb #c332f463
-class Positives:
-    "The items of each person's positive acts, taken out when asked for; behaves like a list of int arrays."
-    def __init__(self, sequences, others:list): self.sequences, self.codes = sequences, kinds_code(others) # of item indices or acts; kinds that are not counted
-    def __len__(self): return len(self.sequences)
-    def __getitem__(self, i):
-        s = np.asarray(self.sequences[i])
-        return items_of(s) if not len(self.codes) or not s.dtype.names else s['item'][~np.isin(s['kind'], self.codes)]
-
 def length_batches(
     lengths:np.ndarray,        # (n,) of the windows
     size:int,                  # windows a batch

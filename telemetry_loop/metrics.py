@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 import math
 import numpy as np
-from scipy import sparse
+import scipy # its parts load when first asked for: who only loads a model waits for none of them
 from .config import TelemetryError
 from .estimate import Estimate, mean, standard_error, wald
 
@@ -102,11 +102,11 @@ def _items(lists, n_items:int)->np.ndarray: # lists as integers
     if lists.max(initial=-1) >= n_items: raise TelemetryError(f'a list names item {lists.max()}; the catalogue has {n_items} items, counted from 0; describe the whole catalogue')
     return lists
 
-def _counts(lists, n_items:int)->sparse.csr_matrix: # (n, N)
+def _counts(lists, n_items:int)->'scipy.sparse.csr_matrix': # (n, N)
     "How often each item stands in each list."
     lists = _items(lists, n_items)
     i, j = np.nonzero(lists >= 0)
-    return sparse.csr_matrix((np.ones(len(i)), (i, lists[i, j])), shape=(len(lists), n_items))
+    return scipy.sparse.csr_matrix((np.ones(len(i)), (i, lists[i, j])), shape=(len(lists), n_items))
 
 def coverage(lists:np.ndarray, n_items:int)->float: # lists: (n, k) item indices, -1 no item; n_items: size of the catalogue
     "Share of the catalogue that is recommended to anybody."
@@ -133,7 +133,7 @@ def catalogue_use(
     user = np.unique(user, return_inverse=True)[1]
     if not len(user): return {name: Estimate(None, None, None, 0) for name in ('coverage', 'concentration')}
     people, counts = int(user.max()) + 1, _counts(lists, n_items)
-    mine = sparse.csr_matrix((np.ones(len(user)), (user, np.arange(len(user)))), shape=(people, len(user))) @ counts # (people, N)
+    mine = scipy.sparse.csr_matrix((np.ones(len(user)), (user, np.arange(len(user)))), shape=(people, len(user))) @ counts # (people, N)
     shown, once = np.asarray(mine.sum(0)).ravel(), (mine > 0).astype(float)
     lost = once @ (np.asarray(once.sum(0)).ravel() == 1)/n_items       # what coverage would be less without this person
     _, place, ties = np.unique(shown, return_inverse=True, return_counts=True)

@@ -141,7 +141,7 @@ def quality(
         'robustness': {name: [row | {k: row[k].as_dict() for k in ('ndcg@10', 'difference')} for row in found] for name, found in spoiled.items()}}
 
 # %% ../nbs/36_quality.ipynb #e08125cd
-NAMES = {'sequence': 'recommender', 'network': 'its network alone', 'ease': 'EASE^R', 'gap_markov': 'gap-decayed Markov', 'item_knn': 'item-kNN', 'most_popular': 'most popular'}
+NAMES = {'sequence': 'recommender', 'network': 'its network alone', 'counts': 'its counts alone', 'ease': 'EASE^R', 'gap_markov': 'gap-decayed Markov', 'item_knn': 'item-kNN', 'most_popular': 'most popular'}
 ATTRIBUTES = {'history': 'choices known of the person before', 'popularity': 'how often the chosen item was chosen before', 'category': 'category of the chosen item'}
 VERDICTS = {'earns its place': '#2a9d5c', 'worth nothing': '#8a93a3', 'harms': '#c0392b', 'cannot tell': '#b8860b'} # of an ablation -> colour
 
@@ -176,7 +176,8 @@ def is_better(train:dict)->str: # content of metrics/train.json
     beaten, lost = [[called(m) for m, e in gap.items() if _sure(e, side)] for side in (1, -1)]
     open_ = [called(m) for m in gap if called(m) not in beaten + lost]
     head = f'**No.** {_listed(lost)} ranked better.' if lost else '**Yes.** It ranks what people choose next better than every simple model.' if not open_ else f'**Not surely.** Which ranks better, it or {_listed(open_)}, this test cannot tell.'
-    cost = '' if 'gap_markov' not in gap or _sure(gap['gap_markov'], 1) else ' It does not surely beat counting what follows what (gap-decayed Markov), which costs next to nothing: as it stands it is not worth its cost.'
+    cheap = [m for name in ('counts', 'gap_markov') if (m := f'{q["ours"]}_minus_{name}') in train['differences']][:1] # whatever has learned to count best
+    cost = f' It does not surely beat counting what follows what ({called(cheap[0].split("_minus_")[1])}), which costs next to nothing: as it stands it is not worth its cost.' if cheap and not _sure(train['differences'][cheap[0]], 1) else ''
     return f'{head} NDCG@10 is {models[q["ours"]]["ndcg@10"]["value"]:.4f}; the best simple model, {called(q["rival"])}, has {models[q["rival"]]["ndcg@10"]["value"]:.4f} ({_change(gap[q["rival"]])}).{cost}'
 
 # %% ../nbs/36_quality.ipynb #b9dfbaf3

@@ -10,7 +10,6 @@ from pathlib import Path
 import hashlib,io,json,os,shutil,tempfile
 from itertools import repeat
 import numpy as np
-from scipy import sparse
 from .config import TelemetryError, read_json, write_json
 from .schema import kinds_code
 from .metrics import rank_of_target, ndcg, top_k
@@ -26,7 +25,7 @@ class Blend:
         model:SequenceModel, # the network
         markov:GapMarkov,    # the counts
         ease:EASE|None,      # the linear model, lean; None where the catalogue is too large for it
-        weight:float,        # of the network's log-probability; 1: no counts
+        weight:float,        # of the network's score; 1: no counts
         linear:float,        # of the linear model's score; 0: without it
         kinds:tuple=(),      # kinds of acts it has learned from; (): of any
         others:tuple=(),     # of these, the ones that are told to the network but not counted
@@ -40,18 +39,21 @@ class Blend:
         histories:np.ndarray,         # (n, l) item indices or acts, -1 skipped
         now:np.ndarray|None=None,     # (n,) seconds since 1970, when it is asked
         objective:str='satisfaction', # or engagement
-    )->list:                          # log-probabilities of network and counts, score of the linear model: (n, N) float32 each
+    )->list:                          # scores of the network, log-probabilities of the counts, score of the linear model: (n, N) float32 each
         "What each of them says."
-        with torch.inference_mode(): network = torch.log_softmax(network_state(self.model, histories, now, objective) @ self.answers, 1).numpy()
+        with torch.inference_mode(): network = (network_state(self.model, histories, now, objective) @ self.answers).numpy() # log-probabilities but for what a row has in common, which orders nothing
         counted = self.positive(histories)
-        return [network, self.markov.log_probability(counted), self.ease.score(counted).astype(np.float32) if self.ease else np.zeros_like(network)]
+        return [network, self.markov.log_probability(counted), self.ease.evidence(counted) if self.ease else np.zeros_like(network)]
     def score(self, histories:np.ndarray, now:np.ndarray|None=None, objective:str='satisfaction')->np.ndarray: # as `parts` -> (n, N) float32, higher is better
         "What all say together; not yet a distribution."
         return mixed(*self.parts(histories, now, objective), self.weight, self.linear)
 
 def mixed(network, counts, linear, weight:float, scale:float)->np.ndarray: # (n, N) each -> (n, N)
     "What `Blend.score` gives for these parts."
-    return weight*network + (1 - weight)*counts + scale*linear
+    found = network*np.float32(weight)
+    found += counts*np.float32(1 - weight)
+    if scale: found += linear*np.float32(scale)
+    return found
 
 def blend_weights(
     blend:Blend,      # its weights are not used
@@ -77,14 +79,14 @@ def _arrays(arrays:dict)->bytes: # name -> array
     out = io.BytesIO(); np.savez(out, **arrays)
     return out.getvalue()
 
-_sparse = lambda m: dict(data=m.data.astype(np.float32), indices=m.indices.astype(np.int32), indptr=m.indptr.astype(np.int64))
+_entries = lambda data, indices, indptr: dict(data=data.astype(np.float32), indices=indices.astype(np.int32), indptr=indptr.astype(np.int64))
 
 def _packed(blend:Blend, items:np.ndarray)->dict: # file name -> bytes, the same for the same content
     "Weights, counts and vocabulary as files."
-    m, follows = blend.markov, blend.markov.follows.sorted_indices()
+    m, follows, ease = blend.markov, blend.markov.follows.sorted_indices(), blend.ease
     return {'weights.npz': _arrays({k: v.detach().numpy() for k, v in blend.model.state_dict().items()}),
-        'counts.npz': _arrays(_sparse(follows) | dict(popularity=m.counts, settings=np.array([m.decay, m.gaps, m.power, m.fresh, m.rare]))),
-        'linear.npz': _arrays(_sparse(blend.ease.weight) if blend.ease else {}),
+        'counts.npz': _arrays(_entries(follows.data, follows.indices, follows.indptr) | dict(popularity=m.counts, settings=np.array([m.decay, m.gaps, m.power, m.fresh, m.rare]))),
+        'linear.npz': _arrays(_entries(*ease.entries) | dict(fresh=ease.fresh) if ease else {}),
         'blend.json': json.dumps({k: getattr(blend, k) for k in ('weight', 'linear', 'kinds', 'others')}).encode(),
         'vocabulary.json': json.dumps({'items': items.tolist(), 'category': blend.model.category.tolist()}, ensure_ascii=False).encode()}
 
@@ -136,7 +138,7 @@ class Recommender:
         model = SequenceModel(len(words['items']), np.array(words['category']), Shape(**{k: params[k] for k in Shape.__dataclass_fields__}), aims='aim.weight' in weights)
         model.load_state_dict(weights)
         with arrays('counts.npz') as w: markov = GapMarkov.of(w['data'], w['indices'], w['indptr'], w['popularity'], *w['settings'])
-        with arrays('linear.npz') as w: ease = EASE.of(w['data'], w['indices'], w['indptr'], markov.counts) if w.files else None
+        with arrays('linear.npz') as w: ease = EASE.of(w['data'], w['indices'], w['indptr'], markov.counts, w['fresh']) if w.files else None
         torch.set_num_threads(facts['threads'])
         return cls(Blend(model, markov, ease, **json.loads(files['blend.json'])), np.array(words['items'], str), params, {k: v for k, v in facts.items() if k not in ('params', 'version', 'files')}, files)
     def indices(self, ids:np.ndarray)->np.ndarray: # str array of any shape -> int, -1 for ids outside the vocabulary

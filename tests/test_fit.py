@@ -9,7 +9,7 @@ from telemetry_loop.baselines import MostPopular
 from telemetry_loop.config import TelemetryError
 from telemetry_loop.metrics import ndcg
 from telemetry_loop.model import acts
-from telemetry_loop.fit import AdamW, Learner, Sequences, Targets, fit, gathered, length_batches, network_scores, Positives, Questions, Spill, rank_targets, targets_as_of, windows
+from telemetry_loop.fit import AdamW, Learner, Sequences, Targets, fit, gathered, length_batches, network_scores, Questions, Spill, rank_targets, targets_as_of, windows
 from circle import ASK, CFG, CYCLE, N
 
 @pytest.fixture(scope='module')
@@ -181,11 +181,6 @@ def test_updates_are_those_of_torch_without_its_compiler():
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
     alone = 'import sys; import numpy as np; from circle import *; from telemetry_loop.fit import fit; fit(CYCLE, N, np.zeros(N, int), CFG, 5, 1, None, 1); sys.exit("torch._dynamo" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', alone], cwd=Path(__file__).parent).returncode == 0
-
-def test_only_positive_acts_are_counted():
-    told = [acts(np.array([1, 2, 3]), [1, 2, 4])]
-    assert Positives(told, ['clicked'])[0].tolist() == [2, 3] and Positives(told, [])[0].tolist() == [1, 2, 3] and Positives([np.array([4])], ['clicked'])[0].tolist() == [4]
-    assert [p.tolist() for p in Positives(Sequences.of(told*2), ['clicked'])] == [[2, 3]]*2
 
 def test_what_is_spilled_comes_back_and_lies_in_a_file(tmp_path):
     spill, given = Spill(acts(0).dtype, tmp_path/'new'), [acts(np.arange(n), 1, 2., 3.) for n in (3, 0, 5)]

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, yaml
 from telemetry_loop import baselines, train
 from telemetry_loop.config import TelemetryError, file_digest, folder_digest
-from telemetry_loop.fit import network_scores, rank_targets
-from telemetry_loop.train import Recommender, leave_one_out, read_sequences, train_on_sequences
+from telemetry_loop.fit import Sequences, Targets, network_scores, rank_targets
+from telemetry_loop.model import acts
+from telemetry_loop.train import Aged, Positives, Recommender, learn, leave_one_out, read_sequences, refit, train_on_sequences
 from circle import ASK, CFG, CYCLE, N
 
 def frame(rows):
@@ -90,7 +91,7 @@ def keep(where): # rewrite the interactions with some rows only
 def test_stage_writes_metrics_and_a_loadable_bundle(home):
     Path('requirements.lock').write_text('x'); train.run()
     shown, bundle = json.loads(Path('metrics/train.json').read_text()), json.loads(Path('artifacts/train/bundle.json').read_text())
-    assert set(shown['models']) == {'sequence', 'network', 'most_popular', 'item_knn', 'ease', 'gap_markov'} and set(shown['models']['sequence']) == {'ndcg@10', 'recall@10', 'mrr'}
+    assert set(shown['models']) == {'sequence', 'network', 'counts', 'most_popular', 'item_knn', 'ease', 'gap_markov'} and set(shown['models']['sequence']) == {'ndcg@10', 'recall@10', 'mrr'}
     assert set(shown['differences']) == {f'sequence_minus_{name}' for name in set(shown['models']) - {'sequence'}}
     assert shown['differences']['sequence_minus_most_popular']['ci_lower'] > 0 and shown['n_targets'] == 60 and shown['n_users'] == 60
     assert Recommender.load('artifacts/train').version == shown['version'] == bundle['version']
@@ -169,3 +170,24 @@ def test_two_processes_write_one_bundle(home):
     assert run.returncode == 0, run.stderr[-2000:]
     both = json.loads(Path('metrics/train.json').read_text())
     assert both['models']['sequence']['mrr']['value'] == pytest.approx(alone['models']['sequence']['mrr']['value'], abs=.02) and Recommender.load('artifacts/train').version == both['version']
+
+def test_only_positive_acts_are_counted():
+    told = [acts(np.array([1, 2, 3]), [1, 2, 4])]
+    assert Positives(told, ['clicked'])[0].tolist() == [2, 3] and Positives(told, [])[0].tolist() == [1, 2, 3] and Positives([np.array([4])], ['clicked'])[0].tolist() == [4]
+    assert [p.tolist() for p in Positives(Sequences.of(told*2), ['clicked'])] == [[2, 3]]*2
+
+def test_acts_age_by_their_time_and_those_without_one_count_in_full():
+    told = Positives([acts(np.arange(3), [2, 1, 2], when=[0., 50., 100.]), acts(np.array([4]), 2), np.array([5])], ['clicked'])
+    assert told.span == (0., 100.) and [Aged(told, 50.)[i].tolist() for i in (0, 1)] == [[.25, 1.], [1.]]
+    assert Positives([acts(np.arange(2))], []).span is None and Positives([acts(np.arange(2), when=5.)], []).span is None
+
+def test_counts_follow_a_habit_that_changed_and_a_refit_keeps_their_half_life():
+    month = lambda number, step, people: [acts((s + step*np.arange(5)) % N, when=1e6*3*number + 60*np.arange(5) + s) for s in range(people)]
+    past, now = month(0, 1, 90), month(1, 5, 30)
+    valid = Targets([s['item'][:3] for s in now], np.array([s['item'][3] for s in now]), np.arange(30), None, None)
+    blend, simple, fitted, chosen = learn(past + now, N, np.zeros(N, int), replace(CFG, parts=['network', 'counts', 'age']), 5, 1, valid)
+    right = lambda model: float((rank_targets(model.score, valid) == 1).mean())
+    assert blend.markov is simple['counts'] and chosen['counts']['half_life'] and right(simple['counts']) > right(simple['gap_markov']) + .1
+    late = refit(past + now, N, np.zeros(N, int), replace(CFG, parts=['network', 'counts', 'age']), 5, 1, fitted, chosen)
+    assert (late.markov.follows != blend.markov.follows).nnz == 0
+    assert learn(past + now, N, np.zeros(N, int), replace(CFG, parts=['network', 'counts']), 5, 1, valid)[0].markov.follows.sum() > late.markov.follows.sum() # without the part nothing ages
