@@ -136,6 +136,7 @@ class Recommender:
         words, arrays = json.loads(files['vocabulary.json']), lambda name: np.load(io.BytesIO(files[name]), allow_pickle=False)
         with arrays('weights.npz') as w: weights = {k: torch.from_numpy(w[k]) for k in w.files}
         model = SequenceModel(len(words['items']), np.array(words['category']), Shape(**{k: params[k] for k in Shape.__dataclass_fields__}), aims='aim.weight' in weights)
+        if odd := sorted({f'{k} of shape {tuple(v.shape)}' for k, v in weights.items()} ^ {f'{k} of shape {tuple(v.shape)}' for k, v in model.state_dict().items()}): raise TelemetryError(f'{path} and this package do not agree on {odd[0]}; the bundle was made by another version of it; run `telemetry-loop train` again, or load it with the package of its commit')
         model.load_state_dict(weights)
         with arrays('counts.npz') as w: markov = GapMarkov.of(w['data'], w['indices'], w['indptr'], w['popularity'], *w['settings'])
         with arrays('linear.npz') as w: ease = EASE.of(w['data'], w['indices'], w['indptr'], markov.counts, w['fresh']) if w.files else None

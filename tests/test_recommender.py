@@ -1,5 +1,5 @@
 "A bundle is whole, says what it is, and answers the same wherever it is asked."
-import json, time
+import io, json, time
 from dataclasses import asdict, replace
 import numpy as np, pytest, torch
 from telemetry_loop.baselines import EASE, GapMarkov
@@ -90,6 +90,14 @@ def test_altered_facts_are_refused(blend, tmp_path):
     file.write_text('{}')
     with pytest.raises(TelemetryError, match="has no 'params'"): Recommender.load(tmp_path/'b')
     with pytest.raises(TelemetryError, match='is not there'): Recommender.load(tmp_path/'nowhere')
+
+def test_a_bundle_of_another_version_is_refused_in_one_line(blend, tmp_path):
+    mine = recommender(blend); weights = dict(np.load(io.BytesIO(mine._files['weights.npz'])))
+    for change in ({'gate.bias': np.zeros(3)}, {'norm.bias': np.zeros(3, np.float32)}):
+        np.savez(held := io.BytesIO(), **weights | change)
+        Recommender(blend, mine.items, mine.params, mine.facts, mine._files | {'weights.npz': held.getvalue()}).save(tmp_path/'b')
+        with pytest.raises(TelemetryError, match=f'{list(change)[0]} of shape .* another version') as refused: Recommender.load(tmp_path/'b')
+        assert '\n' not in str(refused.value)
 
 def test_scores_are_log_probabilities_whatever_the_company(blend):
     rec, rng = recommender(blend), np.random.default_rng(0)
