@@ -177,7 +177,7 @@ def train_on_sequences(
     names = set() if apart is None else set(_text(apart, 'one user').split())
     if strange := names - set(users): raise TelemetryError(f'{apart} names user {min(strange)!r}, who has no sequence of 3 items in {path}; everybody told apart must have one; remove those who have none')
     cfg = cfg or load_params(TrainConfig, 'train')
-    cfg = replace(cfg, inputs=[], patience=3*cfg.patience) # such a file tells of items and nothing else; averaged weights still rise after long flat stretches, and there is no next run to catch up in
+    cfg = replace(cfg, inputs=[], patience=3*cfg.patience, valid_rows=6*cfg.valid_rows) # such a file tells of items and nothing else; there is no next run to catch up in, so passes and blend are chosen with more patience and on more questions
     if seed is None: seed = load_params(RunConfig, 'run').seed
     if threads is None: threads = load_params(RunConfig, 'run').threads
     ask, known, n = leave_one_out(sequences), [s[:-1] for s in sequences], len(items)
