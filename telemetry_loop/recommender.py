@@ -60,7 +60,7 @@ def blend_weights(
     valid:Targets,    # validation questions; never test ones
 )->dict:              # (weight, linear) -> NDCG@10
     "How well each pair of weights ranks the validation targets."
-    total = {(w, v): 0. for w in (0., .2, .3, .4, .5, .6, .8, 1.) for v in ((0., 1., 3., 10., 20., 40., 80., 160.) if blend.ease else (0.,))}
+    total = {(w, v): 0. for w in (0., .2, .3, .4, .5, .6, .8, 1.) for v in ((0., 1., 3., 10., 20., 40., 80., 160., 320.) if blend.ease else (0.,))}
     for part, seen, there in asked(valid):
         parts = blend.parts(*told_of(part))
         for pair in total: total[pair] += float(ndcg(rank_of_target(mixed(*parts, *pair), part.item, seen, there)).sum())

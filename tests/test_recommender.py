@@ -18,7 +18,7 @@ def recommender(blend, **facts): return Recommender(blend, np.array([f'i{i}' for
 def test_weights_are_judged_as_the_blend_would_rank(blend):
     asked = Targets([h[:2] for h in ASK.history], (ASK.item + 2) % N, ASK.user, None, None) # not what comes next: weights differ
     found = blend_weights(blend, asked)
-    assert len(found) == 64 and len(set(found.values())) > 1
+    assert len(found) == 72 and len(set(found.values())) > 1
     for pair in ((0., 0.), (.3, 10.), (1., 3.)): assert found[pair] == pytest.approx(ndcg(rank_targets(Blend(blend.model, blend.markov, blend.ease, *pair).score, asked)).mean())
 
 def test_without_a_linear_model_there_is_one_weight(blend, tmp_path):
