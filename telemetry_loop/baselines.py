@@ -73,6 +73,7 @@ def tie_break(counts:np.ndarray)->np.ndarray: # (n_items,) interactions per item
 def recent(histories:np.ndarray, last:int, weight)->tuple: # weight(gap) with gap 1 for the newest item
     "Row, item and weight of the `last` newest items of each history; -1 is skipped wherever it stands."
     h = np.asarray(histories, int)
+    if (h[:, -last:] >= 0).all(): h = h[:, -last:]                           # nothing further back counts
     gap = (h >= 0)[:, ::-1].cumsum(1)[:, ::-1]                               # 1 at the newest real item
     i, j = np.nonzero((h >= 0) & (gap <= last))
     return i, h[i, j], weight(gap[i, j])

@@ -50,10 +50,8 @@ class Blend:
 
 def mixed(network, counts, linear, weight:float, scale:float)->np.ndarray: # (n, N) each -> (n, N)
     "What `Blend.score` gives for these parts."
-    found = network*np.float32(weight)
-    found += counts*np.float32(1 - weight)
-    if scale: found += linear*np.float32(scale)
-    return found
+    network, counts, linear = map(torch.from_numpy, (network, counts, linear))
+    return (network*weight).add_(counts, alpha=1 - weight).add_(linear, alpha=scale).numpy()
 
 def blend_weights(
     blend:Blend,      # its weights are not used
