@@ -9,7 +9,6 @@ __all__ = ['TelemetryError', 'from_dict', 'read_params', 'load_params', 'RunConf
 # %% ../nbs/00_config.ipynb #b4d10204
 import dataclasses,hashlib,json,os,tempfile,typing
 from pathlib import Path
-import yaml
 
 # %% ../nbs/00_config.ipynb #615a3aad
 class TelemetryError(ValueError):
@@ -47,6 +46,7 @@ def read_params(
     "All sections as plain values."
     path = Path(path)
     if not path.is_file(): raise TelemetryError(f'no {path} in {Path.cwd().name}/; every run reads its values there; run from the top of the repository')
+    import yaml # here: who only loads a model should not wait for it
     try: values = yaml.safe_load(path.read_text(encoding='utf-8'))
     except yaml.YAMLError as e: raise TelemetryError(f'{path} is not valid YAML ({str(e).splitlines()[0]}); correct that line') from None
     if not isinstance(values, dict): raise TelemetryError(f'{path} holds no sections; it must map section names to values')

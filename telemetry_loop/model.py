@@ -9,6 +9,7 @@ __all__ = ['ACT', 'NOTHING', 'DWELLS', 'SINCES', 'OBJECTIVES', 'acts', 'items_of
 # %% ../nbs/32_model.ipynb #7cd0acd1
 import os
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # read when torch loads: threads that wait for each other sleep instead of burning a shared core
+os.environ.setdefault('TORCH_DEVICE_BACKEND_AUTOLOAD', '0') # nor does it look through every installed package for devices beside cpu and cuda, which takes a good part of its start
 from dataclasses import dataclass
 import numpy as np, torch
 from torch import nn

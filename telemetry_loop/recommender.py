@@ -111,13 +111,14 @@ class Recommender:
         params:dict,         # the TrainConfig as plain values
         facts:dict,          # seed, threads, epochs, digests, metrics: where it came from
         files:dict|None=None,# what a bundle held, file name -> bytes; None: packed now
+        digests:dict|None=None, # of these, where they were just verified; None: worked out
     ):
         if bad := [n for n, p in blend.model.state_dict().items() if not torch.isfinite(p).all()]: raise TelemetryError(f'{bad[0]} of the network holds values that are no numbers; weights must be finite; lower train.lr or look at what it learned from')
         self.blend, self.model, self.items, self.params, self.facts = blend, blend.model, np.asarray(items, str), params, facts
         self._index = {item: i for i, item in enumerate(self.items.tolist())}
         if twice := [item for i, item in enumerate(self.items.tolist()) if self._index[item] != i]: raise TelemetryError(f'item {twice[0]!r} stands twice in the vocabulary; item ids are unique; correct the item events')
         self._files = files or _packed(blend, self.items)
-        self._digests = {name: _digest(data) for name, data in self._files.items()}
+        self._digests = digests or {name: _digest(data) for name, data in self._files.items()}
         self.version = _version(self._digests, params)
     def save(self, path): # path: a folder; an older bundle there is replaced
         "Write the bundle: all of it or nothing."
@@ -139,7 +140,7 @@ class Recommender:
         with arrays('counts.npz') as w: markov = GapMarkov.of(w['data'], w['indices'], w['indptr'], w['popularity'], *w['settings'])
         with arrays('linear.npz') as w: ease = EASE.of(w['data'], w['indices'], w['indptr'], markov.counts, w['fresh']) if w.files else None
         torch.set_num_threads(facts['threads'])
-        return cls(Blend(model, markov, ease, **json.loads(files['blend.json'])), np.array(words['items'], str), params, {k: v for k, v in facts.items() if k not in ('params', 'version', 'files')}, files)
+        return cls(Blend(model, markov, ease, **json.loads(files['blend.json'])), np.array(words['items'], str), params, {k: v for k, v in facts.items() if k not in ('params', 'version', 'files')}, files, facts['files'])
     def indices(self, ids:np.ndarray)->np.ndarray: # str array of any shape -> int, -1 for ids outside the vocabulary
         "Item ids as catalogue indices."
         ids = np.asarray(ids, str)
