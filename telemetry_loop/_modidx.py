@@ -1496,6 +1496,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'telemetry_loop.train.Positives.__len__': ('train.html#positives.__len__', 'telemetry_loop/train.py'),
                                       'telemetry_loop.train.Positives.acts': ('train.html#positives.acts', 'telemetry_loop/train.py'),
                                       'telemetry_loop.train.Positives.span': ('train.html#positives.span', 'telemetry_loop/train.py'),
+                                      'telemetry_loop.train.Positives.when': ('train.html#positives.when', 'telemetry_loop/train.py'),
                                       'telemetry_loop.train.Task': ('train.html#task', 'telemetry_loop/train.py'),
                                       'telemetry_loop.train._text': ('train.html#_text', 'telemetry_loop/train.py'),
                                       'telemetry_loop.train.asking': ('train.html#asking', 'telemetry_loop/train.py'),

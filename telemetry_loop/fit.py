@@ -10,7 +10,7 @@ __all__ = ['INPUTS', 'PARTS', 'TrainConfig', 'Targets', 'seconds', 'acts_of', 't
 # %% ../nbs/33_fit.ipynb #ceb62695
 from dataclasses import dataclass, asdict
 from pathlib import Path
-import ctypes,hashlib,json,os,tempfile,time
+import atexit,ctypes,hashlib,json,os,tempfile,time
 import numpy as np, psutil
 from tqdm import tqdm
 from .config import TelemetryError, code_digest
@@ -224,7 +224,9 @@ def length_batches(
 # %% ../nbs/33_fit.ipynb #9bc056a3
 def rank()->int:
     "This process's number under `torchrun`, where it meets the others on the first call; 0 where it is alone."
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not distributed.is_initialized(): distributed.init_process_group('gloo')
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not distributed.is_initialized():
+        distributed.init_process_group('gloo')
+        atexit.register(lambda: distributed.is_initialized() and distributed.destroy_process_group()) # its threads must not outlive the interpreter
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 def _give_back():

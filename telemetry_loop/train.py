@@ -38,12 +38,16 @@ class Positives:
         "The positive acts of one person."
         s = np.asarray(self.sequences[i])
         return s if not len(self.codes) or not s.dtype.names else s[~np.isin(s['kind'], self.codes)]
+    def when(self, i:int)->np.ndarray: # as `acts` -> seconds since 1970, NaN where not known
+        "When they were."
+        a = self.acts(i)
+        return a['when'] if a.dtype.names else np.full(len(a), np.nan)
     @functools.cached_property
     def span(self)->tuple|None: # seconds since 1970; None: no time is known, or all are one
         "When the first and the last of them was."
-        when = [a['when'] for i in range(len(self)) if (a := self.acts(i)).dtype.names]
-        known = [(np.nanmin(w), np.nanmax(w)) for w in when if not np.isnan(w).all()]
-        first, last = min((a for a, _ in known), default=0.), max((b for _, b in known), default=0.)
+        first, last = np.inf, -np.inf
+        for i in range(len(self)): # one person after another: the log may not fit in memory
+            if not np.isnan(when := self.when(i)).all(): first, last = min(first, np.nanmin(when)), max(last, np.nanmax(when))
         return (float(first), float(last)) if last > first else None
 
 class Aged:
@@ -52,7 +56,7 @@ class Aged:
     def __len__(self): return len(self.positives)
     def __getitem__(self, i):
         if i >= len(self): raise IndexError(i)
-        return np.nan_to_num(.5**((self.positives.span[1] - self.positives.acts(i)['when'])/self.half_life), nan=1.)
+        return np.nan_to_num(.5**((self.positives.span[1] - self.positives.when(i))/self.half_life), nan=1.)
 
 HALF_LIVES = 1/2, 1/4, 1/8, 1/16 # that counts may have, of the time the log spans
 

@@ -178,7 +178,7 @@ def test_only_positive_acts_are_counted():
 
 def test_acts_age_by_their_time_and_those_without_one_count_in_full():
     told = Positives([acts(np.arange(3), [2, 1, 2], when=[0., 50., 100.]), acts(np.array([4]), 2), np.array([5])], ['clicked'])
-    assert told.span == (0., 100.) and [Aged(told, 50.)[i].tolist() for i in (0, 1)] == [[.25, 1.], [1.]]
+    assert told.span == (0., 100.) and [w.tolist() for w in Aged(told, 50.)] == [[.25, 1.], [1.], [1.]]
     assert Positives([acts(np.arange(2))], []).span is None and Positives([acts(np.arange(2), when=5.)], []).span is None
 
 def test_counts_follow_a_habit_that_changed_and_a_refit_keeps_their_half_life():
